@@ -1,0 +1,206 @@
+"""What a configuration says, as plain values: the core's input, free of files, formats and defaults of taste.
+
+`unjam.config` builds these from YAML; tests, the simulator and library users build them by hand. Units: seconds, bytes,
+tokens, fractions of one. Every value here has been validated by whoever built it; `Balancer.apply` refuses only what
+would break an invariant (duplicate names, a fallback that loops).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+HOUR = 3600.0
+
+FAST = "fast"
+HEAVY = "heavy"
+
+#: Slots of an endpoint for which neither slots nor cores were given: no queueing in unjam, only balancing.
+UNSIZED_SLOTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits of one exchange with an endpoint, seconds. `idle` is the longest silence in the middle of an answer."""
+
+    connect: float = 5.0
+    first_byte: float = 60.0
+    idle: float = 60.0
+    total: float = 300.0
+
+
+#: Heavy work may think for an hour before its first byte.
+HEAVY_TIMEOUTS = Timeouts(connect=5.0, first_byte=HOUR, idle=HOUR, total=HOUR)
+
+
+@dataclass(frozen=True, slots=True)
+class LanesSpec:
+    """`up_to`: expected seconds from which work is heavy. `share`: the most of the slots that heavy work may hold."""
+
+    up_to: float = 5.0
+    share: float = 0.75
+    fast: Timeouts = Timeouts(first_byte=HOUR, idle=HOUR, total=HOUR)
+    heavy: Timeouts = HEAVY_TIMEOUTS
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """Waiting in the gateway: at most `max` requests of a service, `timeout` seconds each; one tenant may hold at most
+    `tenant_share` of the places while others wait too."""
+
+    max: int = 1000
+    timeout: float = 60.0
+    tenant_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSpec:
+    """CUSUM per version: trips on evidence that the error rate is above `error_rate`; `open` seconds, then a ramp."""
+
+    error_rate: float = 0.05
+    open: float = 60.0
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EjectionSpec:
+    """Passive health of one endpoint: `failures` in a row eject it for `base` seconds × the number of times, at most
+    `max`. Below `panic` of the pool healthy, all of it is used."""
+
+    failures: int = 5
+    base: float = 10.0
+    max: float = 300.0
+    panic: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpSpec:
+    """Envoy's slow start: capacity factor `max(least, (t / window) ** (1 / aggression))` after a (re)start."""
+
+    window: float = 0.0
+    aggression: float = 1.0
+    least: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySpec:
+    """Retries before the first byte: `attempts` more tries of one request, at most `budget` of all requests
+    (over the last 10 s), and always `floor` per second."""
+
+    attempts: int = 2
+    budget: float = 0.2
+    floor: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSpec:
+    """Active checks: GET `path` every `interval` seconds, answered 2xx or 3xx within `timeout`."""
+
+    path: str
+    interval: float = 5.0
+    timeout: float = 2.0
+    unhealthy_after: int = 2
+    healthy_after: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """Requests with the same value of `header` (or `cookie`) meet the same endpoint for `ttl` seconds after the last."""
+
+    header: str | None = None
+    cookie: str | None = None
+    ttl: float = HOUR
+    #: Bounded load: a session is placed elsewhere when its first choice has more than this times the mean stretch.
+    bound: float = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class MatchSpec:
+    """All that is given must hold. `path` is a prefix on segment boundaries; `host` may start with `*.`; header values
+    are exact, or `*` for present. Empty matches everything."""
+
+    path: str | None = None
+    host: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """One server process. `url`: http://, https:// or unix:/path. `slots` None: 2 × cores, or `UNSIZED_SLOTS`."""
+
+    url: str
+    cores: float | None = None
+    memory: int | None = None
+    slots: int | None = None
+    region: str | None = None
+    weight: float = 1.0
+
+    @property
+    def capacity(self) -> float:
+        """Cores, or slots, or 1: what `avail` is when no report says better."""
+        return self.cores or (float(self.slots) if self.slots else 1.0)
+
+    @property
+    def hard_slots(self) -> int:
+        if self.slots is not None:
+            return self.slots
+        return max(1, round(2 * self.cores)) if self.cores else UNSIZED_SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpec:
+    name: str
+    endpoints: tuple[EndpointSpec, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """The end of a fallback chain: what callers read when nothing else is left."""
+
+    message: str
+    status: int = 503
+    retry_after: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    name: str
+    versions: tuple[VersionSpec, ...]
+    match: tuple[MatchSpec, ...] = (MatchSpec(),)
+    policy: str = "least_loaded"
+    lanes: LanesSpec = LanesSpec()
+    queue: QueueSpec = QueueSpec()
+    session: SessionSpec | None = None
+    #: What a caller's version sticks to: session, tenant, or a header's name. None: nothing (weights per request).
+    sticky: str | None = None
+    breaker: BreakerSpec = BreakerSpec()
+    ejection: EjectionSpec = EjectionSpec()
+    warm_up: WarmUpSpec = WarmUpSpec()
+    retry: RetrySpec = RetrySpec()
+    health: HealthSpec | None = None
+    #: Names of services, then at most one Maintenance, in the order they are tried.
+    fallback: tuple[str | Maintenance, ...] = ()
+    #: The path prefix matched is removed before the request is forwarded.
+    strip_prefix: bool = False
+    #: `body`: read `model` and `max_tokens` from a JSON body (bounded) before routing. `none`: stream it.
+    inspect: str = "none"
+    #: The dialect errors are spoken in: json or openai.
+    dialect: str = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """One provider quota. Rates per minute; None: unlimited. `burst` seconds of the rate may be spent at once."""
+
+    name: str
+    tokens_per_minute: float | None = None
+    requests_per_minute: float | None = None
+    burst: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    services: Mapping[str, ServiceSpec]
+    regions: Mapping[str, RegionSpec] = field(default_factory=dict)
