@@ -24,7 +24,7 @@ from unjam.telemetry.escape import printable
 from unjam.telemetry.metrics import MAX_REASONS, GatewayStats
 from unjam.telemetry.sink import Sink, is_tty
 
-Format = Literal["auto", "json", "console"]
+Style = Literal["auto", "json", "console"]
 LEVELS = ("debug", "info", "warning", "error")
 
 REDACTED = "[redacted]"
@@ -76,6 +76,10 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None and name not in _HARMLESS
 
 
+def _redacted_field(name: str, value: Any, depth: int = 0) -> Any:
+    return REDACTED if value is not None and is_secret_name(name) else _redacted(value, depth)
+
+
 def _redacted(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return scrub(value)
@@ -84,12 +88,7 @@ def _redacted(value: Any, depth: int = 0) -> Any:
     if depth > 6:
         return "…"
     if isinstance(value, MutableMapping):
-        return {
-            scrub(str(name)): REDACTED
-            if is_secret_name(str(name)) and inner is not None
-            else _redacted(inner, depth + 1)
-            for name, inner in value.items()
-        }
+        return {scrub(str(name)): _redacted_field(str(name), inner, depth + 1) for name, inner in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redacted(inner, depth + 1) for inner in value]
     if isinstance(value, bytes):
@@ -100,12 +99,7 @@ def _redacted(value: Any, depth: int = 0) -> Any:
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """structlog processor; see the module's promise. Runs after tracebacks have become text."""
     for name, value in event.items():
-        if name == "event":
-            event[name] = scrub(str(value))
-        elif is_secret_name(name) and value is not None:
-            event[name] = REDACTED
-        else:
-            event[name] = _redacted(value)
+        event[name] = _redacted_field(name, value)
     return event
 
 
@@ -166,14 +160,14 @@ class _Handler(logging.Handler):
             _emit(f'{{"level":"error","event":"log_record_broken","why":"{type(error).__name__}"}}')
 
 
-def setup(level: str = "info", format: Format = "auto", fd: int = 2) -> None:
+def setup(level: str = "info", style: Style = "auto", fd: int = 2) -> None:
     """Set up structlog and the standard library's root logger. `level`: one of `LEVELS` (ValueError otherwise).
     May be called again (a reload): later calls replace earlier ones."""
     global _sink
     if level not in LEVELS:
         raise ValueError(f"log level must be one of {', '.join(LEVELS)}, not {printable(level, 40)!r}")
     _sink = Sink(None, fd=fd)
-    console = format == "console" or (format == "auto" and is_tty(fd))
+    console = style == "console" or (style == "auto" and is_tty(fd))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -185,10 +179,8 @@ def setup(level: str = "info", format: Format = "auto", fd: int = 2) -> None:
     last: list[Any]
     if console:
         colours = is_tty(fd) and not os.environ.get("NO_COLOR")
-        last = [
-            _escape,
-            structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback),
-        ]
+        plain = structlog.dev.plain_traceback
+        last = [_escape, structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
     else:
         last = [_to_json]
     structlog.configure(

@@ -95,8 +95,8 @@ class ServiceStats:
     lane: False (0) is fast, True (1) is heavy.
 
     `sheds`: refused by reason. `retries`: further tries after a first one failed. `fallbacks`: served by another
-    service of the chain. `queue_cancelled`: the client left while it waited (one that leaves later has outcome `cancelled`).
-    `promoted`: fast requests that outlived the boundary.
+    service of the chain. `queue_cancelled`: the client left while it waited (one that leaves later has outcome
+    `cancelled`). `promoted`: fast requests that outlived the boundary.
     """
 
     __slots__ = (
