@@ -1,0 +1,358 @@
+"""The keys below `services` and `regions`. Defaults are those of `unjam.core.spec`, read from there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+
+from unjam.config.policies import POLICIES
+from unjam.config.quantities import BadValue
+from unjam.config.types import (
+    AtLeastOne,
+    CheckPath,
+    CookieName,
+    Count,
+    Duration,
+    FieldName,
+    FieldValue,
+    FilePath,
+    HostPattern,
+    Kind,
+    Model,
+    Name,
+    Number,
+    Origin,
+    PathPrefix,
+    PositiveCount,
+    PositiveDuration,
+    PositiveNumber,
+    PositiveShare,
+    PositiveSize,
+    ServerName,
+    Share,
+    Switch,
+    Text,
+    Url,
+    field_name,
+    one_of,
+)
+from unjam.core import spec
+
+_LANES = spec.LanesSpec()
+_QUEUE = spec.QueueSpec()
+_SESSION = spec.SessionSpec()
+_BREAKER = spec.BreakerSpec()
+_EJECTION = spec.EjectionSpec()
+_WARM_UP = spec.WarmUpSpec()
+_RETRY = spec.RetrySpec()
+_HEALTH = spec.HealthSpec("/")
+_REGION = spec.RegionSpec("")
+_MAINTENANCE = spec.Maintenance("")
+
+
+def _is_off(value: object) -> bool:
+    return value is False or (isinstance(value, str) and value.lower() in ("off", "false", "no"))
+
+
+def off_means(meaning: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: meaning if _is_off(value) else value)
+
+
+def short_for(key: str) -> BeforeValidator:
+    """Text in place of a mapping is the value of `key`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str | int | float) else value)
+
+
+def one_or_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+class Match(Model):
+    """Which requests a service takes: all that is given must hold. The most specific service wins."""
+
+    path: PathPrefix | None = Field(None, description="Prefix of the path, on segment boundaries.")
+    host: HostPattern | None = Field(None, description="Host asked for; `*.` in front takes every name below.")
+    header: dict[FieldName, FieldValue] = Field({}, description="Headers and their exact values; `*`: present.")
+    model: Text | None = Field(None, description="`model` of a JSON body; implies `inspect: body`.")
+
+
+class FastLane(Model):
+    """Work that is expected to end soon."""
+
+    up_to: PositiveDuration = Field(_LANES.up_to, description="Work expected to take longer is heavy.")
+    connect: PositiveDuration = Field(_LANES.fast.connect, description="To reach the endpoint.")
+    first_byte: PositiveDuration | None = Field(
+        None, description="To the first byte of the answer. `timeout` if unset."
+    )
+    idle: PositiveDuration | None = Field(None, description="Longest silence within an answer. `timeout` if unset.")
+    timeout: PositiveDuration = Field(_LANES.fast.total, description="The whole exchange.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FastLane:
+        _timeouts_in_order(self)
+        return self
+
+
+class HeavyLane(Model):
+    """Work that is expected to take long, kept from filling every slot."""
+
+    share: PositiveShare = Field(_LANES.share, description="Most of the slots that heavy work may hold.")
+    connect: PositiveDuration = Field(_LANES.heavy.connect, description="To reach the endpoint.")
+    first_byte: PositiveDuration | None = Field(
+        None, description="To the first byte of the answer. `timeout` if unset."
+    )
+    idle: PositiveDuration | None = Field(None, description="Longest silence within an answer. `timeout` if unset.")
+    timeout: PositiveDuration = Field(_LANES.heavy.total, description="The whole exchange.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> HeavyLane:
+        _timeouts_in_order(self)
+        return self
+
+
+def _timeouts_in_order(lane: FastLane | HeavyLane) -> None:
+    for key in ("connect", "first_byte", "idle"):
+        value = getattr(lane, key)
+        if value is not None and value > lane.timeout:
+            raise BadValue(
+                f"{key} is longer than timeout, so it would never be reached", f"Raise timeout or lower {key}."
+            )
+
+
+class Lanes(Model):
+    fast: FastLane = Field(FastLane(), description="Work expected to end within `up_to`.")
+    heavy: HeavyLane = Field(HeavyLane(), description="All other work.")
+
+
+class Queue(Model):
+    """Waiting in the gateway for a free slot."""
+
+    max: Count = Field(_QUEUE.max, description="Most requests of this service that wait. 0: none waits.")
+    timeout: PositiveDuration = Field(_QUEUE.timeout, description="Longest wait of one request.")
+    tenant_share: PositiveShare = Field(
+        _QUEUE.tenant_share, description="Most of the places that one tenant may hold while others wait."
+    )
+
+
+class Session(Model):
+    """Requests of one session meet the same endpoint."""
+
+    header: FieldName | None = Field(None, description="Header that names the session. Give this or `cookie`.")
+    cookie: CookieName | None = Field(None, description="Cookie that names the session.")
+    ttl: PositiveDuration = Field(_SESSION.ttl, description="Remembered for so long after its last request.")
+    bound: AtLeastOne = Field(
+        _SESSION.bound, description="Placed elsewhere when its first choice has more than this times the mean load."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Session:
+        if (self.header is None) == (self.cookie is None):
+            raise BadValue("needs one source of the session key", "Give header: or cookie:, one of the two.")
+        return self
+
+
+class Breaker(Model):
+    """Takes a version out of traffic on evidence of errors."""
+
+    enabled: Switch = Field(_BREAKER.enabled, description="`breaker: off` is short for false.")
+    error_rate: PositiveShare = Field(_BREAKER.error_rate, description="Trips on evidence that more than this fails.")
+    open: PositiveDuration = Field(_BREAKER.open, description="Out of traffic for so long, then ramped back.")
+
+    @model_validator(mode="after")
+    def _below_one(self) -> Breaker:
+        if self.error_rate > 0.5:
+            raise BadValue("error_rate above 50% would not tell a broken version", "Give a share up to 50%.")
+        return self
+
+
+class Ejection(Model):
+    """Takes one endpoint out of traffic after failures in a row."""
+
+    failures: PositiveCount = Field(_EJECTION.failures, description="Failures in a row that eject it.")
+    base: PositiveDuration = Field(_EJECTION.base, description="First time out; grows with each ejection.")
+    max: PositiveDuration = Field(_EJECTION.max, description="Longest time out.")
+    panic: Share = Field(_EJECTION.panic, description="With fewer than this healthy, all are used.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Ejection:
+        if self.max < self.base:
+            raise BadValue("max is shorter than base", "Raise max or lower base.")
+        return self
+
+
+class WarmUp(Model):
+    """A new endpoint gets its full share over `window`."""
+
+    window: Duration = Field(
+        _WARM_UP.window, description="Time to full share. 0: at once. `warm_up: 30s` is short for it."
+    )
+    aggression: PositiveNumber = Field(_WARM_UP.aggression, description="1: linear; larger: steeper at first.")
+    least: PositiveShare = Field(_WARM_UP.least, description="Share at the start.")
+
+
+class Retry(Model):
+    """Tries on another endpoint, only before the first byte of the answer."""
+
+    attempts: Count = Field(_RETRY.attempts, description="More tries of one request. `retry: off` is short for 0.")
+    budget: Share = Field(_RETRY.budget, description="Most retries as a share of all requests.")
+    floor: Number = Field(_RETRY.floor, description="Retries per second that are always allowed.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Retry:
+        if self.attempts > 10:
+            raise BadValue("attempts above 10 multiply an outage", "Give at most 10.")
+        return self
+
+
+class Health(Model):
+    """Asks each endpoint whether it is well."""
+
+    path: CheckPath = Field(description="Path to GET; 2xx and 3xx are healthy. `health: /healthz` is short for it.")
+    interval: PositiveDuration = Field(_HEALTH.interval, description="Time between checks.")
+    timeout: PositiveDuration = Field(_HEALTH.timeout, description="Time for an answer.")
+    unhealthy_after: PositiveCount = Field(_HEALTH.unhealthy_after, description="Failed checks in a row.")
+    healthy_after: PositiveCount = Field(_HEALTH.healthy_after, description="Good checks in a row.")
+
+
+def _maintenance_text(value: object) -> str:
+    """May have several lines: it is only ever a body."""
+    if not isinstance(value, str) or not value.strip():
+        raise BadValue("needs a message for the callers", 'Write {maintenance: "We are back soon."}.')
+    return value.strip()
+
+
+def _maintenance_status(value: object) -> int:
+    from unjam.config.quantities import count
+
+    status = count(value)
+    if not 400 <= status <= 599:
+        raise BadValue(f"{status} is not a status of failure", "Give one from 400 to 599; 503 is usual.")
+    return status
+
+
+class FallbackStep(Model):
+    """One step of a fallback chain: another service, or the message at the end."""
+
+    service: Name | None = Field(None, description="Another service. Its bare name is short for it.")
+    maintenance: Annotated[str, PlainValidator(_maintenance_text), Kind("text")] | None = Field(
+        None, description="What callers read when nothing is left; last step only."
+    )
+    status: Annotated[int, PlainValidator(_maintenance_status), Kind("status")] = Field(
+        _MAINTENANCE.status, description="Status of the maintenance answer."
+    )
+    retry_after: Duration = Field(_MAINTENANCE.retry_after, description="Its Retry-After.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> FallbackStep:
+        if (self.service is None) == (self.maintenance is None):
+            raise BadValue(
+                "is neither a service nor a message", 'Write the name of a service, or {maintenance: "..."}.'
+            )
+        if self.service is not None and self.model_fields_set & {"status", "retry_after"}:
+            raise BadValue("status and retry_after belong to maintenance", "Remove them here.")
+        return self
+
+
+class WebSocket(Model):
+    origins: Annotated[tuple[Origin, ...], BeforeValidator(one_or_list)] | None = Field(
+        None, description="Origins that browsers may connect from, `*` for all. Unset: any."
+    )
+
+
+class EndpointTls(Model):
+    """TLS to https:// endpoints."""
+
+    verify: Switch = Field(True, description="Check the endpoint's certificate.")
+    ca: FilePath | None = Field(None, description="PEM file of authorities, in place of the system's.")
+    server_name: ServerName | None = Field(None, description="Name to ask for and check, in place of the URL's host.")
+    cert: FilePath | None = Field(None, description="Client certificate, PEM.")
+    key: FilePath | None = Field(None, description="Its private key.")
+
+    @model_validator(mode="after")
+    def _pair(self) -> EndpointTls:
+        if (self.cert is None) != (self.key is None):
+            raise BadValue("cert and key belong together", "Give both, or neither.")
+        if not self.verify and self.ca is not None:
+            raise BadValue("ca has no use with verify: false", "Remove one of the two.")
+        return self
+
+
+class Endpoint(Model):
+    """One server process. A bare URL is short for `{url: ...}`."""
+
+    url: Url = Field(description="http://host:port, https://host or unix:/path.")
+    cores: PositiveNumber | None = Field(None, description="CPU cores it may use.")
+    memory: PositiveSize | None = Field(None, description="Memory it may use.")
+    slots: PositiveCount | None = Field(
+        None, description=f"Concurrent requests it may run. Unset: 2 × cores, or {spec.UNSIZED_SLOTS} without cores."
+    )
+    region: Name | None = Field(None, description="One of `regions`: whose quota its work uses.")
+    weight: PositiveNumber = Field(1.0, description="Its share beside the others, for policies that use weights.")
+    endpoint_tls: EndpointTls | None = Field(None, description="In place of the version's.")
+
+
+EndpointItem = Annotated[Endpoint, short_for("url")]
+
+
+class Version(Model):
+    """One released variant of a service."""
+
+    weight: Number = Field(1.0, description="Its share of the traffic beside the other versions. 0: none.")
+    endpoints: Annotated[tuple[EndpointItem, ...], BeforeValidator(one_or_list)] = Field(description="Its servers.")
+    endpoint_tls: EndpointTls | None = Field(None, description="TLS to its https:// endpoints.")
+
+    @model_validator(mode="after")
+    def _some(self) -> Version:
+        if not self.endpoints:
+            raise BadValue("has no endpoints", "List at least one URL.")
+        return self
+
+
+def _sticky(value: object) -> str:
+    return value if value in ("session", "tenant") else field_name(value)
+
+
+class Service(Model):
+    """One logical agent that clients call."""
+
+    match: Annotated[tuple[Match, ...], BeforeValidator(one_or_list)] | None = Field(
+        None,
+        description="One or a list. Unset: every request, or none where the service is only another's fallback.",
+    )
+    policy: Annotated[str, one_of(*POLICIES), Kind("policy")] = Field(
+        "least_loaded", description="How to order endpoints."
+    )
+    lanes: Lanes = Field(Lanes(), description="Fast and heavy work.")
+    queue: Annotated[Queue, off_means({"max": 0})] = Field(Queue(), description="Waiting. `off`: none waits.")
+    session: Annotated[Session | None, off_means(None)] = Field(None, description="Session affinity.")
+    sticky: Annotated[str, PlainValidator(_sticky), Kind("session, tenant or a header name")] | None = Field(
+        None, description="What keeps a caller on the same version. Unset: each request by weight."
+    )
+    breaker: Annotated[Breaker, off_means({"enabled": False})] = Field(Breaker(), description="Per version.")
+    ejection: Ejection = Field(Ejection(), description="Passive health, per endpoint.")
+    warm_up: Annotated[WarmUp, off_means({"window": 0}), short_for("window")] = Field(
+        WarmUp(), description="Slow start."
+    )
+    retry: Annotated[Retry, off_means({"attempts": 0})] = Field(Retry(), description="Before the first byte.")
+    health: Annotated[Health | None, off_means(None), short_for("path")] = Field(None, description="Active checks.")
+    fallback: Annotated[tuple[Annotated[FallbackStep, short_for("service")], ...], BeforeValidator(one_or_list)] = (
+        Field((), description="Where callers go when every version is out, in order.")
+    )
+    strip_prefix: Switch = Field(False, description="Remove the matched path before forwarding.")
+    inspect: Annotated[str, one_of("none", "body"), Kind("none or body")] = Field(
+        "none", description="`body`: read model and max_tokens from a JSON body before routing."
+    )
+    dialect: Annotated[str, one_of("json", "openai"), Kind("json or openai")] = Field(
+        "json", description="How errors are spoken."
+    )
+    websocket: WebSocket = Field(WebSocket(), description="WebSocket handshakes.")
+    versions: dict[Name, Version] = Field(description="Its versions by name.")
+
+
+class Region(Model):
+    """Endpoints that share one provider quota."""
+
+    tokens_per_minute: PositiveCount | None = Field(None, description="Unset: unlimited.")
+    requests_per_minute: PositiveCount | None = Field(None, description="Unset: unlimited.")
+    burst: PositiveDuration = Field(_REGION.burst, description="How much of the rate may be spent at once.")

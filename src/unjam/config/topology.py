@@ -1,0 +1,116 @@
+"""From the file's models to the core's plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unjam.config import services as s
+from unjam.core import spec
+
+
+def topology(services: Mapping[str, s.Service], regions: Mapping[str, s.Region]) -> spec.Topology:
+    fallbacks = fallback_names(services)
+    return spec.Topology(
+        services={name: service_spec(name, service, name in fallbacks) for name, service in services.items()},
+        regions={
+            name: spec.RegionSpec(name, region.tokens_per_minute, region.requests_per_minute, region.burst)
+            for name, region in regions.items()
+        },
+    )
+
+
+def fallback_names(services: Mapping[str, s.Service]) -> frozenset[str]:
+    """The services that others fall back to."""
+    return frozenset(
+        step.service for service in services.values() for step in service.fallback if step.service is not None
+    )
+
+
+def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.ServiceSpec:
+    return spec.ServiceSpec(
+        name=name,
+        versions=tuple(_version(version_name, version) for version_name, version in service.versions.items()),
+        match=matches(service, is_fallback),
+        policy=service.policy,
+        lanes=spec.LanesSpec(
+            up_to=service.lanes.fast.up_to,
+            share=service.lanes.heavy.share,
+            fast=_timeouts(service.lanes.fast),
+            heavy=_timeouts(service.lanes.heavy),
+        ),
+        queue=spec.QueueSpec(service.queue.max, service.queue.timeout, service.queue.tenant_share),
+        session=_session(service.session),
+        sticky=service.sticky,
+        breaker=spec.BreakerSpec(service.breaker.error_rate, service.breaker.open, service.breaker.enabled),
+        ejection=spec.EjectionSpec(
+            service.ejection.failures, service.ejection.base, service.ejection.max, service.ejection.panic
+        ),
+        warm_up=spec.WarmUpSpec(service.warm_up.window, service.warm_up.aggression, service.warm_up.least),
+        retry=spec.RetrySpec(service.retry.attempts, service.retry.budget, service.retry.floor),
+        health=_health(service.health),
+        fallback=tuple(_step(step) for step in service.fallback),
+        strip_prefix=service.strip_prefix,
+        inspect="body" if any(match.model for match in service.match or ()) else service.inspect,
+        dialect=service.dialect,
+    )
+
+
+def matches(service: s.Service, is_fallback: bool) -> tuple[spec.MatchSpec, ...]:
+    """Without `match` a service takes every request, unless it is only there to be fallen back to."""
+    if service.match is None:
+        return () if is_fallback else (spec.MatchSpec(),)
+    return tuple(
+        spec.MatchSpec(
+            # "/" is a prefix of everything, as no path is.
+            path=None if match.path == "/" else match.path,
+            host=match.host,
+            headers=dict(match.header),
+            model=match.model,
+        )
+        for match in service.match
+    )
+
+
+def _version(name: str, version: s.Version) -> spec.VersionSpec:
+    return spec.VersionSpec(
+        name=name,
+        weight=version.weight,
+        endpoints=tuple(
+            spec.EndpointSpec(
+                url=endpoint.url,
+                cores=endpoint.cores,
+                memory=endpoint.memory,
+                slots=endpoint.slots,
+                region=endpoint.region,
+                weight=endpoint.weight,
+            )
+            for endpoint in version.endpoints
+        ),
+    )
+
+
+def _timeouts(lane: s.FastLane | s.HeavyLane) -> spec.Timeouts:
+    return spec.Timeouts(
+        connect=lane.connect,
+        first_byte=lane.timeout if lane.first_byte is None else lane.first_byte,
+        idle=lane.timeout if lane.idle is None else lane.idle,
+        total=lane.timeout,
+    )
+
+
+def _session(session: s.Session | None) -> spec.SessionSpec | None:
+    if session is None:
+        return None
+    return spec.SessionSpec(session.header, session.cookie, session.ttl, session.bound)
+
+
+def _health(health: s.Health | None) -> spec.HealthSpec | None:
+    if health is None:
+        return None
+    return spec.HealthSpec(health.path, health.interval, health.timeout, health.unhealthy_after, health.healthy_after)
+
+
+def _step(step: s.FallbackStep) -> str | spec.Maintenance:
+    if step.service is not None:
+        return step.service
+    return spec.Maintenance(step.maintenance or "", step.status, step.retry_after)

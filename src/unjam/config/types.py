@@ -1,0 +1,245 @@
+"""The kinds of value in a configuration, as annotated types: each parses text, checks its bounds and knows its name.
+
+`Kind` is what the reference pages read: a word for the type and the way to print a default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PlainValidator
+
+from unjam.config import quantities as q
+from unjam.config.address import Address, Network, parse_listen, parse_network, parse_url
+from unjam.config.quantities import BadValue, kind, shown
+
+N = TypeVar("N", int, float)
+
+
+class Model(BaseModel):
+    """Frozen, refuses what it does not know, and never shows its input in an error (it may hold a secret)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type's word in the reference, and how a value of it is written."""
+
+    word: str
+    show: Callable[[Any], str] = str
+
+
+def _bounded(
+    parse: Callable[[object], N],
+    show: Callable[[N], str],
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> PlainValidator:
+    def check(value: object) -> N:
+        parsed = parse(value)
+        limit = show(type(parsed)(above if above is not None else least if least is not None else 0))
+        if above is not None and parsed <= above:
+            raise BadValue(f"{shown(value)} is too small", f"It must be more than {limit}.")
+        if least is not None and parsed < least:
+            raise BadValue(f"{shown(value)} is too small", f"It must be at least {limit}.")
+        if most is not None and parsed > most:
+            raise BadValue(f"{shown(value)} is too large", f"It may be at most {show(type(parsed)(most))}.")
+        return parsed
+
+    return PlainValidator(check)
+
+
+_DURATION = Kind("duration", q.format_duration)
+_SIZE = Kind("size", q.format_size)
+_SHARE = Kind("share", q.format_share)
+_COUNT = Kind("count", q.format_count)
+_NUMBER = Kind("number", q.format_number)
+
+Duration = Annotated[float, _bounded(q.duration, q.format_duration), _DURATION]
+PositiveDuration = Annotated[float, _bounded(q.duration, q.format_duration, above=0), _DURATION]
+Size = Annotated[int, _bounded(q.size, q.format_size), _SIZE]
+PositiveSize = Annotated[int, _bounded(q.size, q.format_size, above=0), _SIZE]
+Share = Annotated[float, _bounded(q.share, q.format_share), _SHARE]
+PositiveShare = Annotated[float, _bounded(q.share, q.format_share, above=0), _SHARE]
+Count = Annotated[int, _bounded(q.count, q.format_count), _COUNT]
+PositiveCount = Annotated[int, _bounded(q.count, q.format_count, above=0), _COUNT]
+Number = Annotated[float, _bounded(q.number, q.format_number), _NUMBER]
+PositiveNumber = Annotated[float, _bounded(q.number, q.format_number, above=0), _NUMBER]
+AtLeastOne = Annotated[float, _bounded(q.number, q.format_number, least=1), _NUMBER]
+Switch = Annotated[bool, PlainValidator(q.switch), Kind("true or false", lambda on: "true" if on else "false")]
+
+#: Names appear in headers, metric labels and commands.
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
+_VISIBLE = re.compile(r"[\x21-\x7e]+\Z")
+_HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\Z")
+_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*\Z")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?\Z")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}\Z")
+
+#: Fields the gateway owns: routing or sticking by them would compare framing or credentials.
+_OWNED_FIELDS = frozenset(
+    ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive")
+    + ("authorization", "proxy-authorization", "x-api-key")
+)
+
+
+def text(value: object) -> str:
+    """One line of text."""
+    if not isinstance(value, str):
+        raise BadValue(f"must be text, not {kind(value)}")
+    if "\n" in value or "\r" in value:
+        raise BadValue("contains a line break", "Write it on one line (a block marked | or > ends in a line break).")
+    if not value:
+        raise BadValue("is empty", "Give it a value, or remove the key.")
+    return value
+
+
+def name(value: object) -> str:
+    plain = text(value)
+    if not NAME.match(plain):
+        raise BadValue(
+            f"{shown(plain)} is not a name",
+            "Use letters, digits, '.', '_' and '-', at most 64, none of these at the ends.",
+        )
+    return plain
+
+
+def field_name(value: object) -> str:
+    """A header's name, in lower case."""
+    plain = text(value).lower()
+    if not _TOKEN.match(plain):
+        raise BadValue(f"{shown(plain)} is not a header name", "Use a name such as x-session-id.")
+    if plain in _OWNED_FIELDS:
+        raise BadValue(f"{plain} belongs to the connection or holds credentials", "Use a header of your own.")
+    return plain
+
+
+def cookie_name(value: object) -> str:
+    plain = text(value)
+    if not _TOKEN.match(plain):
+        raise BadValue(f"{shown(plain)} is not a cookie name", "Use a name such as session.")
+    return plain
+
+
+def field_value(value: object) -> str:
+    plain = text(value).strip()
+    if any(not (" " <= letter < "\x7f") for letter in plain):
+        raise BadValue("a header's value has a control or non-ASCII character", "Use visible ASCII.")
+    return plain
+
+
+def host_pattern(value: object) -> str:
+    plain = text(value).lower().removesuffix(".")
+    if not _HOST.match(plain) or ".." in plain:
+        fix = "Write a host name without a port, such as agents.example.com or *.example.com."
+        raise BadValue(f"{shown(plain)} is not a host", fix)
+    return plain
+
+
+def path_prefix(value: object) -> str:
+    """A prefix on segment boundaries, as the gateway sees paths: decoded where that is safe, no dots, no doubles."""
+    plain = text(value)
+    fix = "Write an absolute path such as /agents/auditor."
+    if not plain.startswith("/"):
+        raise BadValue(f"{shown(plain)} does not begin with /", f"Write /{plain}." if _PATH.match("/" + plain) else fix)
+    if "?" in plain or "#" in plain:
+        raise BadValue(f"{shown(plain)} has a query or a fragment", "Only the path is matched: remove the rest.")
+    if not _PATH.match(plain):
+        raise BadValue(f"{shown(plain)} has a character that is not matched in paths", fix)
+    if "//" in plain or any(part in (".", "..") for part in plain.split("/")):
+        raise BadValue(f"{shown(plain)} has an empty or dotted segment", "Paths are matched after these are resolved.")
+    return plain.rstrip("/") or "/"
+
+
+def check_path(value: object) -> str:
+    """The path and query of a health check."""
+    plain = text(value)
+    if not plain.startswith("/") or not _VISIBLE.match(plain) or "#" in plain:
+        raise BadValue(f"{shown(plain)} is not a path to ask for", "Write one such as /healthz.")
+    return plain
+
+
+def file_path(value: object) -> str:
+    return text(value)
+
+
+def token(value: object) -> str:
+    """A bearer token. Never echoed."""
+    plain = text(value)
+    if not _VISIBLE.match(plain) or len(plain) < 16:
+        fix = "Use at least 16 visible ASCII characters, best from the environment: token: ${UNJAM_ADMIN_TOKEN}."
+        raise BadValue("the token is too short or has white space", fix)
+    return plain
+
+
+def key_hash(value: object) -> str:
+    """`sha256:` and 64 hex digits. What else is written here may be the key itself, so it is never echoed."""
+    plain = text(value).lower()
+    if not _HASH.match(plain):
+        raise BadValue("is not a hashed key", "Run `unjam hash-key` with the key, and write the sha256:... it prints.")
+    return plain
+
+
+def origin(value: object) -> str:
+    plain = text(value).lower().removesuffix("/")
+    if plain != "*" and not _ORIGIN.match(plain):
+        raise BadValue(f"{shown(plain)} is not an origin", "Write scheme and host, such as https://app.example.com.")
+    return plain
+
+
+def server_name(value: object) -> str:
+    plain = host_pattern(value)
+    if plain.startswith("*"):
+        raise BadValue("a server name has no wildcard", "Write the name in the endpoint's certificate.")
+    return plain
+
+
+def url(value: object) -> str:
+    return parse_url(value).url
+
+
+Text = Annotated[str, PlainValidator(text), Kind("text")]
+Name = Annotated[str, PlainValidator(name), Kind("name")]
+FieldName = Annotated[str, PlainValidator(field_name), Kind("header name")]
+FieldValue = Annotated[str, PlainValidator(field_value), Kind("text")]
+CookieName = Annotated[str, PlainValidator(cookie_name), Kind("cookie name")]
+HostPattern = Annotated[str, PlainValidator(host_pattern), Kind("host")]
+PathPrefix = Annotated[str, PlainValidator(path_prefix), Kind("path")]
+CheckPath = Annotated[str, PlainValidator(check_path), Kind("path")]
+FilePath = Annotated[str, PlainValidator(file_path), Kind("file")]
+Token = Annotated[str, PlainValidator(token), Kind("token")]
+KeyHash = Annotated[str, PlainValidator(key_hash), Kind("sha256:...")]
+Origin = Annotated[str, PlainValidator(origin), Kind("origin")]
+ServerName = Annotated[str, PlainValidator(server_name), Kind("host")]
+Url = Annotated[str, PlainValidator(url), Kind("URL")]
+ListenAddress = Annotated[Address, PlainValidator(parse_listen), Kind("address")]
+NetworkItem = Annotated[Network, PlainValidator(parse_network), Kind("network")]
+
+
+def one_of(*words: str) -> PlainValidator:
+    """One of a few words, with a suggestion for a near miss."""
+
+    def check(value: object) -> str:
+        plain = text(value)
+        if plain not in words:
+            near = nearest(plain, words)
+            hint = f"Did you mean {near}? " if near else ""
+            raise BadValue(f"{shown(plain)} is not known here", f"{hint}It is one of {', '.join(words)}.")
+        return plain
+
+    return PlainValidator(check)
+
+
+def nearest(word: str, words: tuple[str, ...] | list[str]) -> str | None:
+    """The most similar of `words`, None when none is near."""
+    import difflib
+
+    folded = {other.lower().replace("-", "_"): other for other in words}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
+    return folded[found[0]] if found else None
