@@ -1,0 +1,1 @@
+"""What clients of different APIs expect an answer of the gateway's own to look like."""
