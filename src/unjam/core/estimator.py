@@ -21,6 +21,7 @@ _PER_LOG: Final = 1.0 / log(_GROWTH)
 #: Seconds; shorter and longer work counts as this.
 LEAST: Final = 1e-3
 MOST: Final = 4 * 3600.0
+_SHIFT: Final = -log(LEAST) * _PER_LOG
 _BINS: Final = ceil(log(MOST / LEAST) * _PER_LOG) + 1
 #: The value of a bin is the one with the least relative error, 4.8 % at its edges (DDSketch, equation 3).
 _VALUES: Final = tuple(LEAST * _GROWTH**i * 2.0 * _GROWTH / (1.0 + _GROWTH) for i in range(_BINS))
@@ -31,7 +32,7 @@ _FADE: Final = MEMORY / (MEMORY - 1.0)
 #: Weights start anew from 1 when the newest reaches this, far from where floats end.
 _OVERFLOW: Final = 1e100
 #: Observations between two refreshes: a quarter of those seen, at most this many.
-_REFRESH_MOST: Final = 32
+_REFRESH_MOST: Final = 64
 
 #: A prior (a hint, or the service's overall figures) is gone after this many observations of the bucket's own.
 PRIOR_GONE: Final = 8
@@ -53,16 +54,20 @@ _Key: TypeAlias = str | tuple[str, int | None, str | None]
 
 
 def _bin(seconds: float) -> int:
-    return int(log(seconds / LEAST) * _PER_LOG) if LEAST < seconds < MOST else (0 if seconds <= LEAST else _BINS - 1)
+    """The bin of a value; of `MOST` for a longer one, of `LEAST` for anything else, nonsense included."""
+    if LEAST < seconds < MOST:
+        return int(log(seconds) * _PER_LOG + _SHIFT)
+    return _BINS - 1 if seconds >= MOST else 0
 
 
 class Histogram:
     """Faded counts by bin, and what follows from them: `p50`, `p90` and `mean`, worked out anew every few observations.
 
-    `seen`: observations ever. `weight`: the same, faded, as of the last refresh; at most `MEMORY`.
+    Observations between two refreshes weigh the same; each block weighs more than the one before. `seen`: observations
+    ever; `weight`: the same, faded, at most `MEMORY`; both as of the last refresh.
     """
 
-    __slots__ = ("_bins", "_due", "_newest", "_sum", "mean", "p50", "p90", "seen", "weight")
+    __slots__ = ("_bins", "_block", "_due", "_newest", "_sum", "mean", "p50", "p90", "seen", "weight")
 
     def __init__(self) -> None:
         self.p50 = self.p90 = self.mean = self.weight = 0.0
@@ -71,37 +76,42 @@ class Histogram:
         self._bins: list[float] = []
         self._sum = 0.0
         self._newest = 1.0
+        self._block = 1
         self._due = 1
 
     def add(self, i: int, value: float) -> None:
         """Count `value`, which falls into bin `i`."""
         if not self._bins:
             self._begin()
-        weight = self._newest * _FADE
-        self._newest = weight
-        self._sum += weight * value
+        weight = self._newest
         self._bins[i] += weight
-        self.seen += 1
+        self._sum += weight * value
         self._due -= 1
         if not self._due:
             self.refresh()
 
     def refresh(self) -> None:
-        """Bring the figures up to date. About 4 µs, hence not for every observation."""
-        self._due = min(_REFRESH_MOST, self.seen // 4 + 1)
+        """Bring the figures up to date and begin a new block. About 5 µs, hence not for every observation."""
+        self._roll()
+        self._figure(list(accumulate(self._bins)), self._sum)
+
+    @property
+    def count(self) -> int:
+        """Observations ever, those of the present block included."""
+        return self.seen + self._block - self._due
+
+    def _begin(self) -> None:
+        self._bins = [0.0] * _BINS
+
+    def _roll(self) -> None:
+        seen = self._block - self._due
+        self.seen += seen
+        self._block = self._due = min(_REFRESH_MOST, self.seen // 4 + 1)
+        self._newest *= _FADE**seen
         if self._newest > _OVERFLOW:
             self._sum /= self._newest
             self._bins = [weight / self._newest for weight in self._bins]
             self._newest = 1.0
-        self._figure(list(accumulate(self._bins)), self._sum)
-
-    def shape(self) -> list[float]:
-        """The counts by bin as parts of 1; empty when nothing was counted."""
-        total = sum(self._bins)
-        return [weight / total for weight in self._bins] if total else []
-
-    def _begin(self) -> None:
-        self._bins = [0.0] * _BINS
 
     def _figure(self, cumulative: list[float], value_sum: float) -> None:
         total = cumulative[-1]
@@ -121,6 +131,7 @@ class Bucket(Histogram):
 
     __slots__ = (
         "_estimator",
+        "_overall",
         "_prior",
         "_prior_mean",
         "_prior_weight",
@@ -132,7 +143,7 @@ class Bucket(Histogram):
         "tokens_p90",
     )
 
-    def __init__(self, features: str, estimator: Estimator) -> None:
+    def __init__(self, features: str, estimator: Estimator, overall: Bucket | None) -> None:
         super().__init__()
         self.features = features
         self.predicted = 0.0
@@ -140,6 +151,7 @@ class Bucket(Histogram):
         self.heavy = False
         self.known = False
         self._estimator = estimator
+        self._overall = overall
         self._prior: list[float] = []
         self._prior_mean = 0.0
         self._prior_weight = 0.0
@@ -148,17 +160,31 @@ class Bucket(Histogram):
     def observe(self, seconds: float) -> None:
         """A request took this long. Raises ValueError when that is negative or not a number."""
         if LEAST < seconds < MOST:
-            i = int(log(seconds / LEAST) * _PER_LOG)
+            i = int(log(seconds) * _PER_LOG + _SHIFT)
         elif seconds >= MOST:
             i, seconds = _BINS - 1, MOST
         elif seconds >= 0.0:
             i = 0
         else:
             raise ValueError(f"a duration of {seconds} s")
-        self.add(i, seconds)
-        overall = self._estimator.overall
-        if overall is not self:
-            overall.add(i, seconds)
+        # `add`, twice, written out: this runs for every request.
+        if not self._bins:
+            self._begin()
+        weight = self._newest
+        self._bins[i] += weight
+        self._sum += weight * seconds
+        self._due -= 1
+        if not self._due:
+            self.refresh()
+        overall = self._overall
+        if overall is not None:
+            weight = overall._newest
+            overall._bins[i] += weight
+            overall._sum += weight * seconds
+            overall._due -= 1
+            if not overall._due:
+                # Its figures wait until they are asked for: only unseen buckets need them.
+                overall._roll()
 
     def lower_bound(self, seconds: float) -> None:
         """A request was cut off after this long and would have taken longer: a censored observation. It counts as the
@@ -199,9 +225,11 @@ class Bucket(Histogram):
 
     def _begin(self) -> None:
         super()._begin()
+        if self._overall is None:
+            return
         overall = self._estimator.overall
-        if overall is not self and overall.seen:
-            self._prior = overall.shape()
+        if overall.known:
+            self._prior = self._estimator.shape
             self._prior_mean = overall.mean
             self._prior_weight = BORROWED_WEIGHT
 
@@ -232,9 +260,9 @@ class Bucket(Histogram):
 
 class Estimator:
     """The buckets of one service. `boundary`: seconds from which work is heavy. At most `max_buckets` are kept; those
-    that were not asked for lately go first. `overall` sees every observation."""
+    that were not asked for lately go first."""
 
-    __slots__ = ("_older", "_recent", "boundary", "boundary_bin", "max_buckets", "overall")
+    __slots__ = ("_figured", "_older", "_overall", "_recent", "boundary", "boundary_bin", "max_buckets", "shape")
 
     def __init__(self, boundary: float, max_buckets: int = 1024) -> None:
         if not boundary > 0.0 or max_buckets < 2:
@@ -244,7 +272,23 @@ class Estimator:
         self.max_buckets = max_buckets
         self._recent: dict[_Key, Bucket] = {}
         self._older: dict[_Key, Bucket] = {}
-        self.overall = Bucket("", self)
+        self._overall = Bucket("", self, None)
+        self._overall._begin()
+        self._figured = 0
+        #: Of all requests, the part in each bin, as of when `overall` was last brought up to date.
+        self.shape: list[float] = []
+
+    @property
+    def overall(self) -> Bucket:
+        """All requests of the service as one bucket, about up to date."""
+        overall = self._overall
+        count = overall.count
+        if count - self._figured > min(_REFRESH_MOST, self._figured // 4):
+            self._figured = count
+            overall.refresh()
+            total = sum(overall._bins)
+            self.shape = [weight / total for weight in overall._bins]
+        return overall
 
     def bucket(self, features: str, seconds_hint: float | None = None, lane_hint: str | None = None) -> Bucket:
         """The bucket of `features` and, as part of its identity, of what the caller declared: `seconds_hint` to the
@@ -272,7 +316,7 @@ class Estimator:
             raise ValueError("a boundary above 0 s is needed")
         self.boundary = boundary
         self.boundary_bin = _bin(boundary)
-        for bucket in (self.overall, *self):
+        for bucket in (self._overall, *self):
             if bucket.known:
                 bucket.refresh()
 
@@ -288,7 +332,7 @@ class Estimator:
         if bucket is None:
             bucket = self._older.pop(key, None)
             if bucket is None:
-                bucket = Bucket(features, self)
+                bucket = Bucket(features, self, self._overall)
                 if power is not None or lane is not None:
                     bucket.features = _hinted(features, power, lane)
                     bucket.hint(self._hint_seconds(power, lane))
@@ -296,7 +340,7 @@ class Estimator:
                 self._older = self._recent
                 self._recent = {}
             self._recent[key] = bucket
-        if not bucket.known and self.overall.known:
+        if not bucket.known:
             bucket.borrow(self.overall)
         return bucket
 
