@@ -1,0 +1,52 @@
+"""API keys: who is calling. Keys are hashed in the configuration and never kept in the clear.
+
+A key is looked up by the full SHA-256 digest of what the caller sent, then compared in constant time: the digest leaks
+nothing about the key to someone who can measure dictionary look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+from hmac import compare_digest
+
+
+class Tenant:
+    """`services` empty: all of them."""
+
+    __slots__ = ("digest", "name", "services")
+
+    def __init__(self, name: str, digest: bytes, services: frozenset[str]) -> None:
+        self.name = name
+        self.digest = digest
+        self.services = services
+
+    def may_call(self, service: str) -> bool:
+        return not self.services or service in self.services
+
+
+class Keyring:
+    __slots__ = ("_tenants",)
+
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
+        self._tenants = {tenant.digest: tenant for tenant in tenants}
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def tenant(self, authorization: bytes | None, api_key: bytes | None) -> Tenant | None:
+        """The caller by `Authorization: Bearer …` or `x-api-key`; None when neither names a key we know."""
+        if authorization is not None:
+            scheme, _, key = authorization.partition(b" ")
+            if scheme.lower() != b"bearer":
+                return None
+            key = key.strip()
+        elif api_key is not None:
+            key = api_key
+        else:
+            return None
+        digest = sha256(key).digest()
+        tenant = self._tenants.get(digest)
+        if tenant is None or not compare_digest(tenant.digest, digest):
+            return None
+        return tenant

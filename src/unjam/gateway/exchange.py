@@ -1,0 +1,584 @@
+"""One request from its head to its outcome: decide, dispatch, relay, settle.
+
+The exchange stands between a `ClientConnection` and an `UpstreamConnection`. It makes every decision about the two and
+ends exactly once, in `_end`, where the lease is finished, the next waiters are dispatched and the figures are kept.
+Nothing here awaits: opening a connection is the only thing that takes a task.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
+from unjam.core.spec import Timeouts
+from unjam.gateway import respond
+from unjam.gateway.timers import NEVER
+from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
+from unjam.wire import sse, websocket
+from unjam.wire.errors import Malformed
+
+if TYPE_CHECKING:
+    from unjam.core.service import Service
+    from unjam.gateway.client import ClientConnection
+    from unjam.wire.http1 import RequestHead, ResponseHead
+
+#: Where an exchange is.
+INSPECTING, QUEUED, CONNECTING, WAITING, RELAYING, TUNNELLING, ENDED = range(7)
+
+#: Bytes of a request body kept so that another endpoint can be tried; a longer one is streamed and tried once.
+REPLAY = 65536
+
+#: Methods that may be sent again although an endpoint may have acted on them (RFC 9110 §9.2.2).
+IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
+
+#: Bytes of an answer's end in which a provider's token usage is looked for.
+USAGE_TAIL = 4096
+
+
+class Exchange:
+    __slots__ = (
+        "answer_length",
+        "body",
+        "body_bytes",
+        "body_done",
+        "bytes_in",
+        "bytes_out",
+        "chunk_out",
+        "client",
+        "cut_at",
+        "events",
+        "first_byte",
+        "head",
+        "last",
+        "lease",
+        "queued",
+        "reason",
+        "replayable",
+        "request",
+        "request_id",
+        "retries",
+        "sent_at",
+        "sent_body",
+        "service",
+        "started",
+        "state",
+        "status",
+        "tail",
+        "tenant",
+        "ticket",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        service: Service,
+        request: Request,
+        request_id: str,
+        started: float,
+    ) -> None:
+        self.client = client
+        self.head = head
+        self.service = service
+        self.request = request
+        self.request_id = request_id
+        self.started = started
+        self.state = QUEUED
+        self.lease: Lease | None = None
+        self.ticket: Ticket | None = None
+        self.upstream: UpstreamConnection | None = None
+        #: The part of the request's body that may have to be sent (again).
+        self.body: list[bytes] = []
+        self.body_bytes = 0
+        self.body_done = True
+        self.replayable = True
+        self.sent_body = False
+        self.status = 0
+        self.first_byte = 0.0
+        self.sent_at = 0.0
+        self.last = started
+        self.queued = 0.0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.retries = 0
+        self.reason = ""
+        self.chunk_out = False
+        self.events: sse.SseTracker | None = None
+        self.tail: bytes | None = None
+        #: When the caller said nobody waits any more; the exchange is cut then.
+        self.cut_at = NEVER
+
+    @property
+    def state_name(self) -> str:
+        return ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended")[self.state]
+
+    # -- decide ----------------------------------------------------------------------------------------------------
+
+    def offer(self, now: float, failure: tuple[int, str, str] | None = None) -> None:
+        """Ask the core for a slot: the first time, or (after `failure`: status, reason, message) for another endpoint."""
+        self.last = now
+        decision = self.client.gateway.balancer.offer(self.request, now)
+        if type(decision) is Lease:
+            self.dispatch(decision, now)
+        elif type(decision) is Ticket:
+            self.ticket = decision
+            self.state = QUEUED
+        else:
+            assert type(decision) is Refusal
+            if failure is not None and decision.reason is Reason.NO_ENDPOINT:
+                self.fail(*failure)  # nobody else to try: what went wrong says more than that
+            else:
+                self.refuse(decision)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """The core won't serve it: tell the client why, and when to come back."""
+        self.ticket = None
+        stats = self.client.gateway.service_stats(self.service)
+        stats.shed(refusal.reason)
+        self.fail(refusal.status, refusal.reason, refusal.message, refusal.retry_after)
+
+    def dispatch(self, lease: Lease, now: float) -> None:
+        """A slot is ours; send the request there, over an idle connection or a new one."""
+        self.ticket = None
+        self.lease = lease
+        self.queued += now - self.last
+        head = self.head
+        client = self.client
+        if head.expect_continue and not self.body_done and not self.bytes_in:
+            client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        upstream: Upstream = lease.endpoint.shell
+        connection = upstream.acquire()
+        if connection is None:
+            self.state = CONNECTING
+            upstream.connect(self, self._timeouts().connect)
+        else:
+            self.send(connection, now)
+        if not self.body_done:
+            client.resume_reading()
+
+    def _timeouts(self) -> Timeouts:
+        lease = self.lease
+        assert lease is not None
+        lanes = lease.service.spec.lanes
+        return lanes.heavy if lease.heavy else lanes.fast
+
+    # -- towards the endpoint --------------------------------------------------------------------------------------
+
+    def connected(self, connection: UpstreamConnection) -> bool:
+        """A connection was opened for us; False when it is no longer wanted."""
+        lease = self.lease
+        if self.state != CONNECTING or lease is None or lease.endpoint is not connection.upstream.endpoint:
+            return False
+        self.send(connection, monotonic())
+        return True
+
+    def connect_failed(self, upstream: Upstream, error: Exception) -> None:
+        lease = self.lease
+        if self.state != CONNECTING or lease is None or lease.endpoint is not upstream.endpoint:
+            return
+        timed_out = isinstance(error, TimeoutError)
+        self.client.gateway.log_connect_failure(upstream, error)
+        self._next_endpoint(
+            Outcome.TIMEOUT if timed_out else Outcome.SERVER_ERROR,
+            504 if timed_out else 502,
+            "connect_timeout" if timed_out else "connect_failed",
+            "The endpoint could not be reached. Try again shortly.",
+            unreached=True,
+        )
+
+    def send(self, connection: UpstreamConnection, now: float) -> None:
+        """Write the head, and as much of the body as has arrived."""
+        connection.exchange = self
+        connection.mode = HEAD
+        self.upstream = connection
+        self.state = WAITING
+        self.sent_at = self.last = now
+        head = self.head
+        client = self.client
+        lines = [
+            b"%b %b HTTP/1.1\r\n" % (head.method.encode(), client.target(self)),
+            connection.upstream.host_line,
+            *head.forward,
+            client.forwarded(head),
+            b"x-request-id: %b\r\n" % self.request_id.encode(),
+        ]
+        if client.gateway.settings.forward_credentials:
+            known = head.known
+            for name in (b"authorization", b"x-api-key"):
+                if name in known:
+                    lines.append(b"%b: %b\r\n" % (name, known[name]))
+        if head.length is not None:
+            lines.append(b"Content-Length: %d\r\n\r\n" % head.length)
+        elif head.chunked:
+            lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
+        elif head.upgrade is not None:
+            lines.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        else:
+            lines.append(b"\r\n")
+        body = self.body
+        if body:
+            self.sent_body = True
+            if head.chunked:
+                lines += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in body]
+            else:
+                lines += body
+            if not self.replayable:
+                self.body = []
+        if head.chunked and self.body_done:
+            lines.append(b"0\r\n\r\n")
+        connection.transport.write(b"".join(lines))
+
+    def on_request_body(self, payload: bytes, done: bool) -> None:
+        """A piece of the client's body, decoded; hold it, or send it on."""
+        size = len(payload)
+        self.bytes_in += size
+        self.body_done = done
+        connection = self.upstream
+        if self.replayable:
+            if self.bytes_in <= REPLAY or connection is None:
+                if payload:
+                    self.body.append(payload)
+                self.body_bytes += size
+            else:
+                self.replayable = False
+                self.body = []
+        if connection is None:
+            if self.body_bytes > REPLAY and not done and self.state != INSPECTING:
+                self.client.hold_reading()  # nobody to send it to yet
+            if self.state == INSPECTING:
+                self.client.inspect(self, done)
+            return
+        if self.body_bytes > REPLAY:
+            self.replayable = False
+            self.body = []
+        self.sent_body = True
+        if self.head.chunked:
+            if payload:
+                connection.transport.write(b"%x\r\n%b\r\n" % (size, payload))
+            if done:
+                connection.transport.write(b"0\r\n\r\n")
+        else:
+            connection.transport.write(payload)
+        if done:
+            self.sent_at = self.last = monotonic()
+
+    # -- from the endpoint -----------------------------------------------------------------------------------------
+
+    def on_interim(self, head: ResponseHead) -> None:
+        """100 is between us and the endpoint; other 1xx go to clients that can read them."""
+        if head.status != 100 and self.head.minor == 1:
+            self.client.write(b"".join((respond.status_line(head.status, head.reason), *head.forward, b"\r\n")))
+
+    def on_head(self, head: ResponseHead, kind: str, payload: bytes) -> None:
+        """The answer begins: its head, and the part of its body that came with it."""
+        now = monotonic()
+        self.first_byte = self.last = now
+        self.status = head.status
+        self.state = RELAYING
+        client = self.client
+        lease = self.lease
+        assert lease is not None
+        upstream: Upstream = lease.endpoint.shell
+        lines = [respond.status_line(head.status, head.reason), *head.forward]
+        if client.gateway.settings.response_headers:
+            lines.append(upstream.markers[lease.heavy])
+            lines.append(b"x-unjam-queued-ms: %d\r\n" % (self.queued * 1000.0))
+            if lease.fallback:
+                lines.append(b"x-unjam-fallback: %b\r\n" % lease.service.name.encode())
+        lines.append(b"x-request-id: %b\r\n" % self.request_id.encode())
+        if lease.endpoint.region is not None:
+            client.gateway.heed(lease, head, now)
+            self.tail = b""
+        if kind == "length":
+            lines.append(b"Content-Length: %d\r\n" % head.length)
+        elif kind != "none":
+            if head.sse:
+                self.events = sse.SseTracker()
+                client.gateway.stats.held += 1
+                client.look(now + client.gateway.settings.heartbeat)
+            if self.head.minor == 1:
+                self.chunk_out = True
+                lines.append(b"Transfer-Encoding: chunked\r\n")
+            else:
+                client.keep_alive = client.framed = False
+        elif head.length is not None and head.status != 204:
+            lines.append(b"Content-Length: %d\r\n" % head.length)
+        if not client.keep_alive:
+            lines.append(b"Connection: close\r\n")
+        elif self.head.minor == 0:
+            lines.append(b"Connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        if payload:
+            self.bytes_out += len(payload)
+            if self.events is not None:
+                self.events.feed(payload)
+            if self.tail is not None:
+                self.tail = payload[-USAGE_TAIL:]
+            if self.chunk_out:
+                lines.append(b"%x\r\n%b\r\n" % (len(payload), payload))
+            else:
+                lines.append(payload)
+        client.transport.write(b"".join(lines))
+
+    def on_body(self, payload: bytes) -> None:
+        """More of the answer's body (or of a tunnel's bytes), decoded."""
+        self.last = monotonic()
+        self.bytes_out += len(payload)
+        if self.events is not None:
+            self.events.feed(payload)
+        if self.tail is not None:
+            self.tail = (self.tail + payload)[-USAGE_TAIL:]
+        if self.chunk_out:
+            payload = b"%x\r\n%b\r\n" % (len(payload), payload)
+        self.client.transport.write(payload)
+
+    def on_end(self, reusable: bool) -> None:
+        """The answer is whole."""
+        if self.state == ENDED:
+            return
+        if self.chunk_out:
+            self.client.transport.write(b"0\r\n\r\n")
+        status = self.status
+        outcome = Outcome.OK
+        if status >= 500:
+            outcome = Outcome.SERVER_ERROR
+        elif status >= 400:
+            outcome = Outcome.CLIENT_ERROR
+        elif self.events is not None and self.events.errors:
+            outcome = Outcome.SERVER_ERROR
+            self.reason = "error_event"
+        self._end(outcome, reusable and self.body_done)
+
+    def on_switch(self, head: ResponseHead, rest: bytes) -> None:
+        """101: become a tunnel, if that was asked for and the endpoint really agreed (RFC 6455 §4.1)."""
+        key = self.head.known.get(b"sec-websocket-key", b"")
+        if self.head.upgrade != "websocket" or not websocket.check_accept(head, key):
+            self.bad_answer(Malformed("unasked_101", 502, "the endpoint switched protocols without being asked"))
+            return
+        connection = self.upstream
+        lease = self.lease
+        assert connection is not None and lease is not None
+        connection.mode = TUNNEL
+        self.state = TUNNELLING
+        self.status = 101
+        self.first_byte = self.last = monotonic()
+        lines = [respond.status_line(101), *head.forward, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"]
+        if self.client.gateway.settings.response_headers:
+            lines.append(connection.upstream.markers[lease.heavy])
+        lines.append(b"\r\n")
+        self.client.gateway.stats.tunnels_open += 1
+        self.client.transport.write(b"".join(lines) + rest)
+        self.bytes_out += len(rest)
+        self.client.start_tunnel()
+
+    def bad_answer(self, error: Malformed) -> None:
+        """The endpoint broke the protocol: 502 when the client has seen nothing, else an honest cut."""
+        self.client.gateway.log_bad_answer(self, error)
+        self._drop_upstream()
+        if self.state == RELAYING:
+            self._cut(Outcome.TRUNCATED, error.reason, "The agent's answer broke off: it was not valid HTTP.")
+        else:
+            self._settle_failed(502, error.reason, "The endpoint's answer was not valid HTTP.", Outcome.SERVER_ERROR)
+
+    def on_lost(self, error: Exception | None) -> None:
+        """The endpoint's connection went away in the middle."""
+        connection, self.upstream = self.upstream, None
+        if self.state == RELAYING:
+            self._cut(Outcome.TRUNCATED, "endpoint_lost", "The agent's connection was lost before its answer ended.")
+            return
+        reused = connection is not None and connection.used
+        idempotent = self.head.method in IDEMPOTENT or b"idempotency-key" in self.head.known
+        if idempotent:
+            self._next_endpoint(
+                Outcome.SERVER_ERROR, 502, "endpoint_lost", "The agent's connection was lost before it answered."
+            )
+        else:
+            self._settle_failed(
+                502,
+                "endpoint_lost",
+                "The agent's connection was lost before it answered. It may have begun the work, so the request was "
+                "not sent again; send an Idempotency-Key header to allow that."
+                + (" (The connection had been kept alive by the endpoint.)" if reused else ""),
+                Outcome.SERVER_ERROR,
+            )
+
+    # -- failing ---------------------------------------------------------------------------------------------------
+
+    def _next_endpoint(self, outcome: Outcome, status: int, reason: str, message: str, unreached: bool = False) -> None:
+        """Nothing has reached the client: give the slot back and try elsewhere, within attempts and budget."""
+        lease = self.lease
+        assert lease is not None
+        gateway = self.client.gateway
+        now = monotonic()
+        gateway.service_stats(self.service).endpoint_failures += 1
+        retry = (
+            self.replayable
+            and self.retries < lease.service.spec.retry.attempts
+            and gateway.balancer.may_retry(lease.service, now)
+        )
+        if not retry:
+            self._settle_failed(status, reason, message, outcome, unreached=unreached)
+            return
+        self.lease = None
+        self.upstream = None
+        self.retries += 1
+        self.last = now
+        gateway.service_stats(self.service).retries += 1
+        self.request.tried = (*self.request.tried, lease.endpoint)
+        self.state = QUEUED
+        gateway.finish(lease, outcome, now, None, unreached)
+        self.offer(now, (status, reason, message))
+
+    def _settle_failed(self, status: int, reason: str, message: str, outcome: Outcome, unreached: bool = False) -> None:
+        """End with an answer of ours in place of the endpoint's."""
+        self.fail(status, reason, message, None, outcome=outcome, unreached=unreached)
+
+    def fail(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after: float | None = None,
+        *,
+        outcome: Outcome = Outcome.CANCELLED,
+        unreached: bool = False,
+    ) -> None:
+        """Answer with an error of our own, before any byte of the endpoint's, and end."""
+        client = self.client
+        self.status = status
+        self.reason = reason
+        self._drop_upstream()
+        if not self.body_done:
+            client.keep_alive = client.can_discard(self.head, self.bytes_in)
+        answer = respond.error(
+            status,
+            reason,
+            message,
+            dialect=self.service.spec.dialect,
+            request_id=self.request_id,
+            retry_after=retry_after,
+            close=not client.keep_alive,
+            head_only=self.head.method == "HEAD",
+        )
+        self.bytes_out += len(answer)
+        client.write(answer)
+        self._end(outcome, False, unreached=unreached)
+
+    def _cut(self, outcome: Outcome, reason: str, message: str) -> None:
+        """The client has part of an answer that will never be whole: say so where the format lets us, then close
+        without the mark of a clean end."""
+        self.reason = reason
+        client = self.client
+        client.keep_alive = False
+        client.cut = True
+        if self.events is not None:
+            event = sse.error_event(reason, message)
+            if not self.events.at_boundary:
+                event = b"\n\n" + event
+            if self.chunk_out:
+                event = b"%x\r\n%b\r\n" % (len(event), event)
+            client.write(event)
+        self._end(outcome, False)
+
+    def _drop_upstream(self) -> None:
+        connection, self.upstream = self.upstream, None
+        if connection is not None:
+            connection.abort()
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> float:
+        """Enforce what is overdue; return when to look again."""
+        state = self.state
+        if now >= self.cut_at and state != ENDED:
+            return self._deadline()
+        if state in (QUEUED, CONNECTING, INSPECTING):
+            return min(now + 60.0, self.cut_at)
+        lease = self.lease
+        if lease is None or state == ENDED:
+            return now
+        limits = self._timeouts()
+        total = lease.started + limits.total
+        if now >= total:
+            return self._timed_out("total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
+        if state == WAITING:
+            due = self.sent_at + limits.first_byte
+            if now >= due:
+                if not self.body_done:
+                    return now + 1.0  # the client is still sending; its own limit applies
+                return self._timed_out("first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
+            return min(due, total, self.cut_at)
+        due = self.last + limits.idle
+        if now >= due:
+            return self._timed_out("idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
+        if self.events is not None:
+            heartbeat = self.client.gateway.settings.heartbeat
+            if now - self.last >= heartbeat and self.events.at_boundary and not self.client.write_paused:
+                self.client.beat(self.chunk_out)
+            due = min(due, now + heartbeat if now - self.last >= heartbeat else self.last + heartbeat)
+        return min(due, total, self.cut_at)
+
+    def _timed_out(self, reason: str, message: str) -> float:
+        self._drop_upstream()
+        if self.state in (RELAYING, TUNNELLING):
+            self._cut(Outcome.TIMEOUT, reason, message)
+        else:
+            self._settle_failed(504, reason, message, Outcome.TIMEOUT)
+        return NEVER
+
+    def _deadline(self) -> float:
+        """The caller's own deadline passed: its doing, so no failure of the endpoint's."""
+        self.withdraw()
+        if self.state in (RELAYING, TUNNELLING):
+            self._cut(Outcome.CANCELLED, "deadline", "The deadline that the caller set has passed.")
+        else:
+            self.fail(504, "deadline", "The deadline set by x-unjam-deadline passed before the agent answered.")
+        return NEVER
+
+    def withdraw(self) -> None:
+        """Leave the queue and the endpoint."""
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            self.client.gateway.balancer.cancel(ticket, monotonic())
+        self._drop_upstream()
+
+    def client_gone(self) -> None:
+        """The client hung up: the endpoint is told by its connection closing, the slot is free again."""
+        if self.state == ENDED:
+            return
+        self.withdraw()
+        if self.state != TUNNELLING:
+            self.status = 499
+            self.reason = self.reason or "client_gone"
+            self._end(Outcome.CANCELLED, False)
+        else:
+            self._end(Outcome.OK, False)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _end(self, outcome: Outcome, reusable: bool, unreached: bool = False) -> None:
+        """Once per exchange: settle everything, then let the client's connection go on."""
+        if self.state == ENDED:
+            return
+        now = monotonic()
+        was, self.state = self.state, ENDED
+        client = self.client
+        gateway = client.gateway
+        connection, self.upstream = self.upstream, None
+        if connection is not None:
+            if reusable:
+                connection.release()
+            else:
+                connection.close()
+        if self.events is not None:
+            gateway.stats.held -= 1
+        if was == TUNNELLING:
+            gateway.stats.tunnels_open -= 1
+        lease, self.lease = self.lease, None
+        self.request.context = None
+        gateway.settled(self, lease, outcome, now)
+        if lease is not None:
+            gateway.finish(lease, outcome, now, self.tail, unreached)
+        client.exchange_ended()

@@ -1,0 +1,336 @@
+"""The gateway process: listeners, signals, drain and reload around one `Gateway`.
+
+SIGTERM and SIGINT drain: nothing new is accepted, what runs is finished, within `drain_timeout`; a second one stops at
+once. SIGHUP reloads the configuration and the certificates; a configuration that is refused leaves the old one in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from time import monotonic
+from typing import Any
+
+import uvloop
+
+from unjam import __version__
+from unjam.admin.app import create_app
+from unjam.admin.auth import hosts_for
+from unjam.admin.server import AdminServer
+from unjam.config import Config, ConfigError
+from unjam.config.schema import Listen
+from unjam.gateway import descriptors
+from unjam.gateway.client import ClientConnection
+from unjam.gateway.control import Control
+from unjam.gateway.gateway import Gateway
+from unjam.gateway.probes import Watch
+from unjam.gateway.settings import Settings
+from unjam.gateway.timers import TICK
+from unjam.gateway.upstream import Upstream
+from unjam.telemetry import logs
+from unjam.telemetry.accesslog import AccessLog
+
+BACKLOG = 4096
+
+
+@dataclass(slots=True)
+class Listener:
+    """One address being listened on."""
+
+    spec: Listen
+    server: asyncio.Server
+    tls: ssl.SSLContext | None
+
+    @property
+    def port(self) -> int:
+        """The port bound, which the system chose when the configuration said 0; 0 for a Unix socket."""
+        if self.spec.path is not None:
+            return 0
+        return int(self.server.sockets[0].getsockname()[1])
+
+
+class Server:
+    """Owns everything that has to be started and stopped. Tests use it inside their own loop."""
+
+    def __init__(self, config: Config, reload: Callable[[], Config] | None = None, seed: int | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._reload_config = reload
+        self._rng = Random(seed)  # noqa: S311: for spreading load and ids, not for secrets
+        self.gateway = Gateway(self.loop, Settings.of(config), self._rng)
+        self.config = config
+        self.listeners: dict[str, Listener] = {}
+        self.admin: AdminServer | None = None
+        self._upstreams: dict[Any, Upstream] = {}
+        self._watches: dict[Any, Watch] = {}
+        self._ticker: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._control = Control(self)
+        self.stopped = asyncio.Event()
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind and begin to serve. Raises OSError when an address can't be bound, ssl.SSLError for a bad certificate."""
+        gateway = self.gateway
+        before, limit = descriptors.raise_limit()
+        gateway.descriptor_cap = int(limit * descriptors.SHARE) - 32
+        gateway.log.info("descriptors", soft_before=before, limit=limit, for_connections=gateway.descriptor_cap)
+        gateway.access_log = self._open_access_log(self.config)
+        self._apply(self.config)
+        await self._listen(self.config)
+        if self.config.admin is not None:
+            admin = self.config.admin
+            app = create_app(self._control, admin.token, hosts_for(admin.host or "", admin.hosts))
+            self.admin = AdminServer(app, host=admin.host, port=admin.port)
+            await self.admin.start()
+        self._tick()
+
+    def _open_access_log(self, config: Config) -> AccessLog:
+        log = config.access_log
+        target = {"off": None, "stdout": "-"}.get(log.to, log.to)
+        return AccessLog(
+            target,
+            stats=self.gateway.stats,
+            style=log.format,
+            on_trouble=logs.trouble("access_log"),
+        )
+
+    async def _listen(self, config: Config) -> None:
+        """Open what is new, renew the certificates of what stays, close what is gone."""
+        wanted = {str(listen.address): listen for listen in config.listen}
+        for address, listen in wanted.items():
+            listener = self.listeners.get(address)
+            if listener is not None and (listener.tls is None) == (listen.cert is None):
+                if listener.tls is not None:
+                    listener.tls.load_cert_chain(str(listen.cert), str(listen.key))
+                continue
+            if listener is not None:
+                listener.server.close()
+            self.listeners[address] = await self._bind(listen)
+        for address in [address for address in self.listeners if address not in wanted]:
+            self.listeners.pop(address).server.close()
+
+    async def _bind(self, listen: Listen) -> Listener:
+        gateway = self.gateway
+        tls = None
+        if listen.cert is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
+            tls.set_alpn_protocols(["http/1.1"])
+            tls.load_cert_chain(str(listen.cert), str(listen.key))
+        secure = tls is not None
+
+        def accept() -> ClientConnection:
+            return ClientConnection(gateway, secure)
+
+        server: asyncio.Server
+        if listen.path is not None:
+            if os.path.exists(listen.path) and not await _answers(listen.path):
+                os.unlink(listen.path)  # left behind by a gateway that was killed
+            server = await self.loop.create_unix_server(accept, listen.path, ssl=tls, backlog=BACKLOG)
+        else:
+            server = await self.loop.create_server(accept, listen.host, listen.port, ssl=tls, backlog=BACKLOG)
+        listener = Listener(listen, server, tls)
+        gateway.log.info("listening", address=str(listen.address), port=listener.port, tls=secure)
+        return listener
+
+    # -- configuration ---------------------------------------------------------------------------------------------
+
+    def _apply(self, config: Config) -> None:
+        """Put a configuration in force: atomically, between two requests."""
+        gateway = self.gateway
+        topology = config.topology()
+        now = monotonic()
+        applied = gateway.balancer.apply(topology, now)
+        gateway.settings = Settings.of(config)
+        gateway.topology_changed(topology)
+        for endpoint in applied.removed:
+            watch = self._watches.pop(endpoint, None)
+            if watch is not None:
+                watch.stop()
+            self._upstreams.pop(endpoint).close()
+        contexts: dict[Any, ssl.SSLContext] = {}
+        for service in gateway.balancer.services.values():
+            for version in service.versions:
+                for pool in version.pools:
+                    for endpoint in pool.endpoints:
+                        self._equip(config, service.name, version.name, endpoint, service.spec.health, contexts)
+        self.config = config
+        for refusal in applied.refused_tickets:
+            refusal.request.context.refuse(refusal)
+
+    def _equip(
+        self,
+        config: Config,
+        service: str,
+        version: str,
+        endpoint: Any,
+        health: Any,
+        contexts: dict[Any, ssl.SSLContext],
+    ) -> None:
+        """Give an endpoint its upstream and its health checks."""
+        tls = server_name = None
+        if endpoint.url.startswith("https:"):
+            spec = config.endpoint_tls(service, version, endpoint.url)
+            server_name = spec.server_name
+            key = (spec.verify, spec.ca)
+            tls = contexts.get(key)
+            if tls is None:
+                tls = ssl.create_default_context(cafile=str(spec.ca) if spec.ca is not None else None)
+                if not spec.verify:
+                    tls.check_hostname = False
+                    tls.verify_mode = ssl.CERT_NONE
+                contexts[key] = tls
+        upstream = self._upstreams.get(endpoint)
+        if upstream is None:
+            upstream = self._upstreams[endpoint] = Upstream(self.gateway, endpoint, tls, server_name)
+            endpoint.shell = upstream
+        else:
+            upstream.tls = tls
+            upstream.server_name = server_name or upstream.host
+        watch = self._watches.get(endpoint)
+        if watch is not None and watch.spec != health:
+            watch.stop()
+            del self._watches[endpoint]
+            watch = None
+        if watch is None and health is not None:
+            self._watches[endpoint] = Watch(self.gateway, upstream, health, self._rng)
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again. Returns what was wrong; then the old one stays in force."""
+        gateway = self.gateway
+        if self._reload_config is None:
+            return ["there is no configuration file to reload: this gateway was started with --to"]
+        try:
+            config = self._reload_config()
+            await self._listen(config)
+            self._apply(config)
+        except ConfigError as error:
+            problems = list(error.lines())
+        except (OSError, ssl.SSLError, ValueError) as error:
+            problems = [str(error)]
+        else:
+            problem = gateway.access_log.reopen()
+            if problem:
+                gateway.log.warning("access_log", problem=problem)
+            gateway.stats.reloads_ok += 1
+            gateway.log.info("reloaded", services=len(gateway.balancer.services))
+            return []
+        gateway.stats.reloads_failed += 1
+        gateway.log.error("reload_refused", problems=problems, in_force="the old configuration")
+        return problems
+
+    # -- run and stop ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self.gateway.tick()
+        self._ticks += 1
+        if self._ticks % 10 == 0:
+            for upstream in self._upstreams.values():
+                if upstream.idle:
+                    upstream.expire(self.gateway.now)
+        self._ticker = self.loop.call_later(TICK, self._tick)
+
+    async def drain(self) -> None:
+        """Accept nothing new, let what runs finish, within the configured time."""
+        gateway = self.gateway
+        if gateway.draining:
+            return
+        gateway.draining = True
+        for listener in self.listeners.values():
+            listener.server.close()
+        deadline = monotonic() + gateway.settings.drain_timeout
+        gateway.log.info("draining", connections=len(gateway.clients), leases=gateway.balancer.leases)
+        for client in list(gateway.clients):
+            client.drain()
+        while gateway.clients and monotonic() < deadline:
+            await asyncio.sleep(TICK)
+        if gateway.clients:
+            gateway.log.warning("drain_timeout", connections=len(gateway.clients), leases=gateway.balancer.leases)
+
+    async def stop(self) -> None:
+        """Close everything at once."""
+        gateway = self.gateway
+        gateway.draining = True
+        for listener in self.listeners.values():
+            listener.server.close()
+            if listener.spec.path is not None and os.path.exists(listener.spec.path):
+                os.unlink(listener.spec.path)
+        for client in list(gateway.clients):
+            client.transport.abort()
+        for watch in self._watches.values():
+            watch.stop()
+        await asyncio.sleep(0)
+        for upstream in self._upstreams.values():
+            upstream.close()
+        if self.admin is not None:
+            await self.admin.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await asyncio.sleep(0)
+        gateway.access_log.flush()
+        gateway.access_log.close()
+        logs.flush()
+        self.stopped.set()
+
+    async def run(self) -> None:
+        """Serve until a signal says stop."""
+        stopping = asyncio.Event()
+        at_once = asyncio.Event()
+
+        def stop() -> None:
+            if stopping.is_set():
+                at_once.set()
+            stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, stop)
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: self.gateway.spawn(self._on_hangup()))
+        try:
+            await self.start()
+            await stopping.wait()
+            drain = self.loop.create_task(self.drain())
+            hurry = self.loop.create_task(at_once.wait())
+            await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
+            hurry.cancel()
+        finally:
+            await self.stop()
+
+    async def _on_hangup(self) -> None:
+        await self.reload()
+
+
+async def _answers(path: str) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
+    """Run a gateway until it is told to stop. Returns the process's exit code: 0, or 1 when it could not start."""
+    logs.setup()
+    log = logs.get("gateway")
+
+    async def main() -> None:
+        server = Server(config, reload)
+        log.info("starting", version=__version__, pid=os.getpid())
+        await server.run()
+
+    try:
+        uvloop.run(main())
+    except (OSError, ssl.SSLError) as error:
+        log.error("could_not_start", why=str(error))
+        logs.flush()
+        return 1
+    log.info("stopped")
+    logs.flush()
+    return 0

@@ -1,0 +1,287 @@
+"""The endpoint side: one `Upstream` per endpoint with its idle connections, one `UpstreamConnection` per socket.
+
+A connection carries one exchange at a time. It decodes the endpoint's framing and hands heads and payloads to the
+exchange, which owns every decision; it goes back to the pool only after an answer that ended exactly where its framing
+said (RFC 9112 §9.3, §6.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from unjam.wire.errors import Malformed
+from unjam.wire.http1 import RESPONSE_LIMITS, ChunkedReader, ResponseReader
+
+if TYPE_CHECKING:
+    from unjam.core.endpoint import Endpoint
+    from unjam.gateway.exchange import Exchange
+    from unjam.gateway.server import Gateway
+
+#: What the next bytes from the endpoint are.
+IDLE, HEAD, LENGTH, CHUNKED, CLOSE, TUNNEL, DEAD = range(7)
+
+#: Bytes queued to an endpoint before its client is asked to wait.
+WRITE_HIGH = 65536
+
+#: Idle connections kept for one endpoint, and for how many seconds. Shorter than the 60 s after which most servers hang up.
+MAX_IDLE = 256
+IDLE_SECONDS = 45.0
+
+
+class Upstream:
+    """Where one endpoint is and how to reach it. `Endpoint.shell` points here."""
+
+    __slots__ = (
+        "authority",
+        "connections",
+        "endpoint",
+        "gateway",
+        "host",
+        "host_line",
+        "idle",
+        "markers",
+        "port",
+        "server_name",
+        "tls",
+        "unix_path",
+    )
+
+    def __init__(
+        self, gateway: Gateway, endpoint: Endpoint, tls: ssl.SSLContext | None, server_name: str | None
+    ) -> None:
+        self.gateway = gateway
+        self.endpoint = endpoint
+        self.tls = tls
+        self.idle: list[UpstreamConnection] = []
+        self.connections = 0
+        url = endpoint.url
+        self.unix_path: str | None = None
+        self.host = "localhost"
+        self.port = 0
+        if url.startswith("unix:"):
+            self.unix_path = url.removeprefix("unix:")
+            self.authority = b"localhost"
+        else:
+            parts = urlsplit(url)
+            self.host = parts.hostname or ""
+            self.port = parts.port or (443 if parts.scheme == "https" else 80)
+            self.authority = parts.netloc.encode("ascii")
+        self.server_name = server_name or self.host
+        self.host_line = b"Host: %b\r\n" % self.authority
+        version = endpoint.pool.version
+        self.markers = tuple(
+            f"x-unjam-endpoint: {endpoint.name}\r\nx-unjam-version: {version.name}\r\nx-unjam-lane: {lane}\r\n".encode()
+            for lane in ("fast", "heavy")
+        )
+
+    def acquire(self) -> UpstreamConnection | None:
+        """An idle connection, the warmest first; None when one must be opened."""
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
+            if connection.mode == IDLE:
+                self.gateway.stats.upstream_reuses += 1
+                return connection
+        return None
+
+    def connect(self, exchange: Exchange, timeout: float) -> None:
+        """Open a connection for `exchange`; ends in `exchange.send` or `exchange.connect_failed`."""
+        self.gateway.spawn(self._connect(exchange, timeout))
+
+    async def _connect(self, exchange: Exchange, timeout: float) -> None:
+        try:
+            connection = await self.open(timeout)
+        except (OSError, ssl.SSLError, TimeoutError) as error:
+            self.gateway.stats.upstream_connect_failures += 1
+            exchange.connect_failed(self, error)
+            return
+        if not exchange.connected(connection):
+            connection.release()  # its client left meanwhile; the connection is good
+
+    async def open(self, timeout: float) -> UpstreamConnection:
+        """Raises OSError, ssl.SSLError, TimeoutError."""
+        loop = self.gateway.loop
+        async with asyncio.timeout(timeout):
+            connection = UpstreamConnection(self)
+            if self.unix_path is not None:
+                await loop.create_unix_connection(lambda: connection, self.unix_path)
+            elif self.tls is not None:
+                await loop.create_connection(
+                    lambda: connection, self.host, self.port, ssl=self.tls, server_hostname=self.server_name
+                )
+            else:
+                await loop.create_connection(lambda: connection, self.host, self.port)
+        self.gateway.stats.upstream_connects += 1
+        return connection
+
+    def expire(self, now: float) -> None:
+        """Close what has been idle for long; called about once a second."""
+        idle = self.idle
+        while idle and (idle[0].mode != IDLE or now - idle[0].idle_since > IDLE_SECONDS):
+            connection = idle.pop(0)
+            if connection.mode == IDLE:
+                connection.close()
+
+    def close(self) -> None:
+        """Close what is idle. Busy connections end with their exchanges."""
+        while self.idle:
+            self.idle.pop().close()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    __slots__ = ("chunks", "exchange", "idle_since", "keep", "left", "mode", "reader", "transport", "upstream", "used")
+
+    transport: asyncio.Transport
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.exchange: Exchange | None = None
+        self.reader = ResponseReader()
+        self.chunks: ChunkedReader | None = None
+        self.mode = IDLE
+        self.left = 0
+        self.idle_since = 0.0
+        self.keep = True
+        self.used = False
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.transport.set_write_buffer_limits(WRITE_HIGH)
+        self.upstream.connections += 1
+        self.upstream.gateway.descriptors += 1
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.abort()  # bytes that nobody asked for: this connection can't be trusted again
+            return
+        mode = self.mode
+        if mode == HEAD:
+            try:
+                self._head(exchange, data)
+            except Malformed as error:
+                exchange.bad_answer(error)
+        elif mode == LENGTH:
+            left = self.left - len(data)
+            if left > 0:
+                self.left = left
+                exchange.on_body(data)
+            else:
+                exchange.on_body(data if left == 0 else data[: self.left])
+                exchange.on_end(left == 0 and self.keep)
+        elif mode == CHUNKED:
+            try:
+                self._chunks(exchange, data)
+            except Malformed as error:
+                exchange.bad_answer(error)
+        else:  # CLOSE, TUNNEL
+            exchange.on_body(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.upstream.connections -= 1
+        self.upstream.gateway.descriptors -= 1
+        mode, self.mode = self.mode, DEAD
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            if mode == IDLE and self in self.upstream.idle:
+                self.upstream.idle.remove(self)
+        elif mode == TUNNEL or (mode == CLOSE and error is None):
+            exchange.on_end(False)
+        else:
+            exchange.on_lost(error)
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client.hold_reading()
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client.resume_reading()
+
+    # -- decoding --------------------------------------------------------------------------------------------------
+
+    def _head(self, exchange: Exchange, data: bytes) -> None:
+        reader = self.reader
+        head = reader.feed(data)
+        while head is not None and head.status < 200:
+            if head.status == 101:
+                exchange.on_switch(head, reader.rest)
+                return
+            exchange.on_interim(head)
+            if self.mode != HEAD:
+                return
+            head = reader.feed(reader.rest)
+        if head is None:
+            return
+        kind = head.body(exchange.head.method)
+        self.keep = head.keep_alive
+        rest = reader.rest
+        if kind == "length":
+            length = head.length or 0
+            left = length - len(rest)
+            if left > 0:
+                self.mode = LENGTH
+                self.left = left
+                exchange.on_head(head, kind, rest)
+            else:
+                exchange.on_head(head, kind, rest if left == 0 else rest[:length])
+                exchange.on_end(left == 0 and head.keep_alive)
+        elif kind == "none":
+            exchange.on_head(head, kind, b"")
+            exchange.on_end(not rest and head.keep_alive)
+        elif kind == "chunked":
+            self.mode = CHUNKED
+            if self.chunks is None:
+                self.chunks = ChunkedReader(RESPONSE_LIMITS, "endpoint")
+            else:
+                self.chunks.reset()
+            exchange.on_head(head, kind, b"")
+            if rest:
+                self._chunks(exchange, rest)
+        else:
+            self.mode = CLOSE
+            exchange.on_head(head, kind, rest)
+
+    def _chunks(self, exchange: Exchange, data: bytes) -> None:
+        chunks = self.chunks
+        assert chunks is not None
+        pieces = chunks.feed(data)
+        if pieces:
+            exchange.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if chunks.done:
+            exchange.on_end(self.keep and not chunks.rest)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Back to the pool."""
+        self.exchange = None
+        if self.transport.is_closing() or len(self.upstream.idle) >= MAX_IDLE or self.upstream.endpoint.draining:
+            self.close()
+            return
+        self.mode = IDLE
+        self.used = True
+        self.idle_since = self.upstream.gateway.now
+        self.upstream.idle.append(self)
+
+    def close(self) -> None:
+        """Flush, then close."""
+        self.exchange = None
+        if self.mode != DEAD:
+            self.mode = CLOSE
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once: the endpoint sees the cancel."""
+        self.exchange = None
+        if self.mode != DEAD:
+            self.mode = CLOSE
+            self.transport.abort()
