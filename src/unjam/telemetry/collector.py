@@ -1,0 +1,383 @@
+"""Renders the counters and a snapshot of the balancer for Prometheus, when somebody asks and never on the hot path.
+
+Names start with `unjam_`; docs/observability.md says what each means. Label values come from the configuration and from
+our own tables (services, versions, endpoints, regions, reasons, outcomes), never from a request.
+
+A fleet of 10,000 endpoints has some 70,000 samples. They are produced in pieces, so that `render_slowly` can give the
+event loop back between two of them, and written out here: prometheus_client's own writer takes ten times as long, and
+its objects are made only for those who register the collector with one of its registries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from prometheus_client import registry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
+
+from unjam import __version__
+from unjam.telemetry.metrics import GatewayStats, Histogram, LaneStats, ServiceStats, max_fds, open_fds
+
+#: Samples rendered in one go: about a millisecond.
+PIECE = 200
+
+LANES = ((False, "fast"), (True, "heavy"))
+BREAKER_STATES = ("closed", "open", "ramping")
+
+#: Label values, in the order of the family's label names, and the value.
+Row = tuple[tuple[str, ...], float]
+Rows = Iterable[Row]
+
+
+class Piece:
+    """Some samples of one family. `labels`: names; `rows`: (suffix, (label values, value)), the suffix `_total`,
+    `_bucket`, `_sum`, `_count` or empty. A bucket has one value more than there are names: its `le`."""
+
+    __slots__ = ("documentation", "kind", "labels", "name", "rows")
+
+    def __init__(
+        self, name: str, documentation: str, kind: str, labels: tuple[str, ...], rows: list[tuple[str, Row]]
+    ) -> None:
+        self.name = name
+        self.documentation = documentation
+        self.kind = kind
+        self.labels = labels
+        self.rows = rows
+
+
+class Collector(registry.Collector):
+    """One frozen view. `snapshot`: what `Balancer.snapshot(now)` returned; parts that are missing are left out.
+
+    May be registered with a prometheus_client registry too.
+    """
+
+    def __init__(self, stats: GatewayStats, snapshot: Mapping[str, Any]) -> None:
+        self._stats = stats
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        metric: Metric | None = None
+        for piece in self.pieces():
+            if metric is None or metric.name != piece.name:
+                if metric is not None:
+                    yield metric
+                metric = Metric(piece.name, piece.documentation, piece.kind)
+            for suffix, (values, value) in piece.rows:
+                names = (*piece.labels, "le") if suffix == "_bucket" else piece.labels
+                metric.add_sample(piece.name + suffix, dict(zip(names, values, strict=True)), value)
+        if metric is not None:
+            yield metric
+
+    def pieces(self) -> Iterator[Piece]:
+        """Families of at most about `PIECE` samples; those of one name follow each other."""
+        yield from self._process()
+        yield from self._gateway()
+        yield from self._services()
+        yield from self._balancer()
+
+    def _process(self) -> Iterator[Piece]:
+        build = (__version__, platform.python_version(), platform.python_implementation())
+        yield from _gauge(
+            "unjam_build_info",
+            "Always 1; the labels say what runs.",
+            ("version", "python", "implementation"),
+            [(build, 1)],
+        )
+        yield from _counter("unjam_cpu_seconds", "CPU time of this process, seconds.", (), [((), time.process_time())])
+        if (resident := resident_bytes()) is not None:
+            yield from _gauge("unjam_resident_bytes", "Memory of this process, bytes.", (), [((), resident)])
+        if (fds := open_fds()) is not None:
+            yield from _gauge("unjam_open_fds", "File descriptors in use.", (), [((), fds)])
+        yield from _gauge("unjam_max_fds", "File descriptors allowed (soft limit).", (), [((), max_fds())])
+
+    def _gateway(self) -> Iterator[Piece]:
+        stats = self._stats
+        for name, help_, value in (
+            ("unjam_connections", "Client connections open now.", stats.connections_open),
+            ("unjam_held_streams", "Streamed answers open now.", stats.held),
+            ("unjam_tunnels", "WebSocket tunnels open now.", stats.tunnels_open),
+        ):
+            yield from _gauge(name, help_, (), [((), value)])
+        for name, help_, value in (
+            ("unjam_connections_accepted", "Client connections accepted.", stats.connections_total),
+            ("unjam_connections_refused", "Client connections refused over the cap.", stats.connections_refused),
+            ("unjam_requests_received", "Request heads read, served or not.", stats.requests_total),
+            ("unjam_upstream_connects", "Connections opened to endpoints.", stats.upstream_connects),
+            ("unjam_upstream_reuses", "Requests sent over a kept connection.", stats.upstream_reuses),
+            ("unjam_upstream_connect_failures", "Connections that failed.", stats.upstream_connect_failures),
+            ("unjam_upstream_discarded", "Endpoint connections not fit for reuse.", stats.upstream_discarded),
+            ("unjam_log_dropped", "Access-log lines lost to a full disk or stalled reader.", stats.log_dropped),
+        ):
+            yield from _counter(name, help_, (), [((), value)])
+        reloads: Rows = [(("ok",), stats.reloads_ok), (("failed",), stats.reloads_failed)]
+        yield from _counter("unjam_reloads", "Configuration reloads.", ("result",), reloads)
+        rejects: Rows = [((reason,), n) for reason, n in sorted(stats.rejects.items())]
+        yield from _counter("unjam_rejects", "Requests refused before they met a service.", ("reason",), rejects)
+
+    def _services(self) -> Iterator[Piece]:
+        services = sorted(self._stats.services.values(), key=lambda service: service.name)
+        yield from _counter(
+            "unjam_requests",
+            "Leases ended, by outcome.",
+            ("service", "lane", "outcome"),
+            (
+                ((service.name, lane, str(outcome)), n)
+                for service in services
+                for heavy, lane in LANES
+                for outcome, n in service.lane(heavy).outcomes.items()
+            ),
+        )
+        yield from _histogram("unjam_request_seconds", "Arrival to end.", services, lambda lane: lane.latency)
+        yield from _histogram("unjam_queue_seconds", "Wait in the gateway.", services, lambda lane: lane.queued)
+        yield from _histogram(
+            "unjam_first_byte_seconds", "Arrival to first byte.", services, lambda lane: lane.first_byte
+        )
+        for name, help_, read in _PER_SERVICE:
+            yield from _counter(name, help_, ("service",), [((service.name,), read(service)) for service in services])
+        yield from _counter(
+            "unjam_sheds",
+            "Requests refused by their service.",
+            ("service", "reason"),
+            (((service.name, reason), n) for service in services for reason, n in sorted(service.sheds.items())),
+        )
+
+    def _balancer(self) -> Iterator[Piece]:
+        snapshot = self._snapshot
+        if "leases" in snapshot:
+            yield from _gauge("unjam_leases", "Requests running on endpoints.", (), [((), snapshot["leases"])])
+        services: Mapping[str, Any] = snapshot.get("services", {})
+        yield from _gauge(
+            "unjam_queue_length",
+            "Requests waiting in the gateway.",
+            ("service", "lane"),
+            (
+                ((name, lane), service["queue"][lane])
+                for name, service in services.items()
+                for _, lane in LANES
+                if lane in service.get("queue", {})
+            ),
+        )
+        versions = [
+            (name, released, version)
+            for name, service in services.items()
+            for released, version in service.get("versions", {}).items()
+        ]
+        labels = ("service", "version")
+        yield from _gauge(
+            "unjam_version_weight",
+            "Configured weight.",
+            labels,
+            (((name, released), version["weight"]) for name, released, version in versions if "weight" in version),
+        )
+        yield from _gauge(
+            "unjam_breaker_state",
+            "1 for the state the breaker is in, 0 for the others.",
+            (*labels, "state"),
+            (
+                ((name, released, state), version["breaker"]["state"] == state)
+                for name, released, version in versions
+                if "breaker" in version
+                for state in BREAKER_STATES
+            ),
+        )
+        yield from _gauge(
+            "unjam_breaker_share",
+            "Share of its weight the version may get, 0 to 1.",
+            labels,
+            (
+                ((name, released), version["breaker"]["share"])
+                for name, released, version in versions
+                if "share" in version.get("breaker", {})
+            ),
+        )
+        for metric, help_, key in _PER_ENDPOINT:
+            yield from _gauge(
+                metric,
+                help_,
+                (*labels, "endpoint"),
+                (
+                    ((name, released, endpoint["name"]), endpoint[key])
+                    for name, released, version in versions
+                    for endpoint in version.get("endpoints", ())
+                    if endpoint.get(key) is not None
+                ),
+            )
+        yield from _gauge(
+            "unjam_region_headroom",
+            "Share of the region's quota that is left, 0 to 1.",
+            ("region",),
+            (
+                ((name,), region["headroom"])
+                for name, region in snapshot.get("regions", {}).items()
+                if "headroom" in region
+            ),
+        )
+
+
+_PER_SERVICE: tuple[tuple[str, str, Callable[[ServiceStats], int]], ...] = (
+    ("unjam_request_bytes", "Request body bytes from clients.", lambda s: s.bytes_in),
+    ("unjam_response_bytes", "Response body bytes to clients.", lambda s: s.bytes_out),
+    ("unjam_retries", "Further tries after a first one failed.", lambda s: s.retries),
+    ("unjam_fallbacks", "Requests served by another service of the chain.", lambda s: s.fallbacks),
+    ("unjam_promotions", "Fast requests that outlived the lane's boundary.", lambda s: s.promoted),
+    ("unjam_queue_cancelled", "Clients that left while they waited.", lambda s: s.queue_cancelled),
+    ("unjam_sse_events", "Server-sent events relayed.", lambda s: s.sse_events),
+)
+
+_PER_ENDPOINT = (
+    ("unjam_endpoint_inflight", "Requests running on the endpoint.", "inflight"),
+    ("unjam_endpoint_heavy", "Heavy requests among them.", "heavy"),
+    ("unjam_endpoint_slots", "Requests it may run at once.", "slots"),
+    ("unjam_endpoint_available", "Capacity the policy reckons with: cores x warm-up x penalty.", "avail"),
+    ("unjam_endpoint_healthy", "1 when active checks pass.", "healthy"),
+    ("unjam_endpoint_ejected", "1 while it is out for failures in a row.", "ejected"),
+    ("unjam_endpoint_draining", "1 while it takes nothing new.", "draining"),
+)
+
+
+def _pieces(
+    name: str, documentation: str, kind: str, labels: tuple[str, ...], rows: Iterator[tuple[str, Row]]
+) -> Iterator[Piece]:
+    part = list(islice(rows, PIECE))
+    yield Piece(name, documentation, kind, labels, part)
+    while part := list(islice(rows, PIECE)):
+        yield Piece(name, documentation, kind, labels, part)
+
+
+def _unique(suffix: str, rows: Rows) -> Iterator[tuple[str, Row]]:
+    seen: set[tuple[str, ...]] = set()
+    for row in rows:
+        # One series twice and Prometheus refuses the whole page.
+        if row[0] not in seen:
+            seen.add(row[0])
+            yield suffix, row
+
+
+def _gauge(name: str, documentation: str, labels: tuple[str, ...], rows: Rows) -> Iterator[Piece]:
+    return _pieces(name, documentation, "gauge", labels, _unique("", rows))
+
+
+def _counter(name: str, documentation: str, labels: tuple[str, ...], rows: Rows) -> Iterator[Piece]:
+    return _pieces(name, documentation, "counter", labels, _unique("_total", rows))
+
+
+def _histogram(
+    name: str, documentation: str, services: list[ServiceStats], pick: Callable[[LaneStats], Histogram]
+) -> Iterator[Piece]:
+    rows = (
+        row
+        for service in services
+        for heavy, lane in LANES
+        for row in _histogram_rows((service.name, lane), pick(service.lane(heavy)))
+    )
+    return _pieces(name, documentation + " Seconds.", "histogram", ("service", "lane"), rows)
+
+
+def _histogram_rows(labels: tuple[str, ...], histogram: Histogram) -> Iterator[tuple[str, Row]]:
+    # Copied, so that the buckets agree with each other although requests end between two pieces.
+    counts = list(histogram.counts)
+    total = histogram.sum
+    seen = 0
+    for bound, n in zip(histogram.bounds, counts, strict=False):
+        seen += n
+        yield "_bucket", ((*labels, repr(bound)), seen)
+    seen += counts[-1]
+    yield "_bucket", ((*labels, "+Inf"), seen)
+    yield "_count", (labels, seen)
+    yield "_sum", (labels, total)
+
+
+class _Page:
+    """Writes pieces one after the other in the text format, or OpenMetrics 1.0, which differs in the names of counters
+    and an end mark."""
+
+    def __init__(self, accept: str) -> None:
+        self._openmetrics = "application/openmetrics-text" in accept
+        self._last = ""
+        self._parts: list[str] = []
+        self._escaped: dict[str, str] = {}
+
+    @property
+    def content_type(self) -> str:
+        return OPENMETRICS if self._openmetrics else CONTENT_TYPE_PLAIN_0_0_4
+
+    def add(self, piece: Piece) -> None:
+        name = piece.name
+        if name != self._last:
+            self._last = name
+            shown = name + "_total" if piece.kind == "counter" and not self._openmetrics else name
+            self._parts.append(f"# HELP {shown} {piece.documentation}\n# TYPE {shown} {piece.kind}\n")
+        escaped = self._escaped
+        lines = []
+        for suffix, (values, value) in piece.rows:
+            names = (*piece.labels, "le") if suffix == "_bucket" else piece.labels
+            words = []
+            for label, text in zip(names, values, strict=True):
+                quoted = escaped.get(text)
+                if quoted is None:
+                    quoted = escaped[text] = _quote(text)
+                words.append(label + quoted)
+            number = str(int(value)) if isinstance(value, int) else _float(value)
+            lines.append(f"{name}{suffix}{{{','.join(words)}}} {number}\n" if words else f"{name}{suffix} {number}\n")
+        self._parts.append("".join(lines))
+
+    def body(self) -> bytes:
+        return ("".join(self._parts) + ("# EOF\n" if self._openmetrics else "")).encode("utf-8", "replace")
+
+
+def _quote(text: str) -> str:
+    return '="' + text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') + '"'
+
+
+def _float(value: float) -> str:
+    if math.isfinite(value):
+        return repr(float(value))
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+
+
+def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
+    """The page and its content type: OpenMetrics 1.0 when `accept` asks for it, else the Prometheus text format."""
+    page = _Page(accept)
+    for piece in collector.pieces():
+        page.add(piece)
+    return page.body(), page.content_type
+
+
+async def render_slowly(collector: Collector, accept: str = "") -> tuple[bytes, str]:
+    """As `render`, giving way to other work about once a millisecond."""
+    page = _Page(accept)
+    done = 0
+    for piece in collector.pieces():
+        page.add(piece)
+        done += len(piece.rows)
+        if done >= PIECE:
+            done = 0
+            await asyncio.sleep(0)
+    return page.body(), page.content_type
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process; None where the system does not tell cheaply."""
+    if sys.platform != "linux":
+        return None
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+_PAGE_BYTES = 4096
+if sys.platform == "linux":
+    from resource import getpagesize
+
+    _PAGE_BYTES = getpagesize()
