@@ -135,17 +135,17 @@ def files(data: Any) -> Iterator[tuple[dict[str, Any], str]]:
         if isinstance(item, dict):
             yield from _named(item.get("tls"), "cert", "key")
     log = data.get("access_log")
-    if isinstance(log, str) and log.lower() not in ("off", "false", "no", "stdout", "stderr"):
+    if isinstance(log, str) and log.lower() not in ("off", "false", "no", "stdout"):
         yield data, "access_log"
-    elif isinstance(log, dict) and log.get("to") not in ("off", "stdout", "stderr"):
+    elif isinstance(log, dict) and log.get("to") not in ("off", "stdout"):
         yield from _named(log, "to")
     for service in _values(data.get("services")):
         for version in _values(service.get("versions")):
-            yield from _named(version.get("endpoint_tls"), "ca", "cert", "key")
+            yield from _named(version.get("endpoint_tls"), "ca")
             endpoints = version.get("endpoints")
             for endpoint in endpoints if isinstance(endpoints, list) else [endpoints]:
                 if isinstance(endpoint, dict):
-                    yield from _named(endpoint.get("endpoint_tls"), "ca", "cert", "key")
+                    yield from _named(endpoint.get("endpoint_tls"), "ca")
 
 
 def _named(holder: Any, *names: str) -> Iterator[tuple[dict[str, Any], str]]:

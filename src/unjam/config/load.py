@@ -16,7 +16,18 @@ from pydantic_core import ErrorDetails
 from unjam.config import checks, keys
 from unjam.config.quantities import BadValue, kind
 from unjam.config.schema import Config
-from unjam.config.tree import MAX_BYTES, ConfigError, Node, Path, Problem, key_text, line_of, read_tree, to_data
+from unjam.config.tree import (
+    MAX_BYTES,
+    ConfigError,
+    Node,
+    Path,
+    Problem,
+    key_text,
+    line_of,
+    read_tree,
+    to_data,
+    written,
+)
 
 #: The name of the only service of `from_urls`, and of its version.
 DEFAULT_SERVICE = "default"
@@ -48,15 +59,16 @@ def parse(text: str, env: Mapping[str, str], name: str = "", base: FilePath | No
     Raises `ConfigError`.
     """
     problems: list[Problem] = []
+    unreadable: list[Problem] = []
     try:
         root = read_tree(text, problems)
         if not isinstance(root.value, dict):
             what = "is empty" if root.value in (None, "") else f"must be a mapping of keys, not {kind(root.value)}"
             raise ConfigError([Problem(root.line, "", what, "Begin with `services:`.")])
-        data = to_data(root, env, problems)
+        data = to_data(root, env, unreadable)
     except ConfigError as error:
-        raise ConfigError([*problems, *error.problems], name) from None
-    return _build(data, root, problems, name, base)
+        raise ConfigError([*problems, *unreadable, *error.problems], name) from None
+    return _build(data, root, [*problems, *unreadable], {found.key for found in unreadable}, name, base)
 
 
 def from_urls(urls: Iterable[str], **overrides: Any) -> Config:
@@ -67,21 +79,23 @@ def from_urls(urls: Iterable[str], **overrides: Any) -> Config:
         raise ConfigError([Problem(0, "", "no endpoint is given", "Give at least one: --to http://127.0.0.1:9001.")])
     version = {"endpoints": listed}
     data = {"services": {DEFAULT_SERVICE: {"versions": {DEFAULT_VERSION: version}}}, **overrides}
-    return _build(data, None, [], "", None)
+    return _build(data, None, [], set(), "", None)
 
 
-def _build(data: Any, root: Node | None, problems: list[Problem], name: str, base: FilePath | None) -> Config:
+def _build(
+    data: Any, root: Node | None, problems: list[Problem], unreadable: set[str], name: str, base: FilePath | None
+) -> Config:
     def problem(path: Path, message: str, fix: str, of_key: bool = False) -> Problem:
-        line = line_of(root, path, of_key) if root is not None else 0
-        return Problem(line, key_text(path), message, fix)
+        if root is None:
+            return Problem(0, key_text(path), message, fix)
+        return Problem(line_of(root, path, of_key), key_text(written(root, path)), message, fix)
 
     if base is not None:
         _resolve_files(data, base)
-    reported = {earlier.key for earlier in problems}
 
     def fresh(found: Problem) -> bool:
         """One problem per place: a value that could not be expanded is not also blamed for being empty."""
-        return not any(found.key == key or found.key.startswith((f"{key}.", f"{key}[")) for key in reported if key)
+        return not any(found.key == key or found.key.startswith((f"{key}.", f"{key}[")) for key in unreadable if key)
 
     try:
         config = Config.model_validate(data)

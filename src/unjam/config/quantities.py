@@ -164,7 +164,7 @@ def share(value: object) -> float:
             raise BadValue(f"{shown(text)} is not a share", fix)
         number = float(Decimal(bare) / 100) if text.endswith("%") else float(bare)
         if number > 1 and bare == text:
-            raise BadValue(f"{shown(text)} is more than the whole", f"Write {text}% if you mean per cent. {fix}")
+            raise BadValue(f"{shown(text)} is more than the whole", f"Write {text}%." if number <= 100 else fix)
     if number > 1:
         raise BadValue(f"{shown(value)} is more than the whole", fix)
     return number

@@ -77,7 +77,7 @@ class Listen(Model):
 class Admin(Model):
     """Dashboard, metrics and control API. An address is short for `{listen: ...}`; `off`: none."""
 
-    listen: ListenAddress = Field(parse_listen("127.0.0.1:8081"), description="host:port, [v6]:port or unix:/path.")
+    listen: ListenAddress = Field(parse_listen("127.0.0.1:8081"), description="host:port or [v6]:port.")
     token: Token | None = Field(None, description="Bearer token; required beyond loopback.", repr=False)
     hosts: Annotated[tuple[HostPattern, ...], BeforeValidator(one_or_list)] = Field(
         (), description="Names, beside the address itself, that operators may call it by (Host and Origin)."
@@ -86,6 +86,8 @@ class Admin(Model):
 
     @model_validator(mode="after")
     def _guarded(self) -> Admin:
+        if self.listen.path is not None:
+            raise BadValue("the admin listener needs host:port", "Write admin: 127.0.0.1:8081.")
         if self.token is None and not self.listen.loopback:
             raise BadValue(
                 f"{self.listen} can be reached from other machines and has no token",
@@ -101,10 +103,6 @@ class Admin(Model):
     def port(self) -> int:
         return self.listen.port
 
-    @property
-    def path(self) -> str | None:
-        return self.listen.path
-
 
 class Key(Model):
     """An API key. With any key given, every request on the data port needs one."""
@@ -114,6 +112,12 @@ class Key(Model):
     services: Annotated[tuple[Name, ...], BeforeValidator(one_or_list)] | None = Field(
         None, description="The services it may call. Unset: all."
     )
+
+    @model_validator(mode="after")
+    def _some(self) -> Key:
+        if self.services == ():
+            raise BadValue("may call no service", "Name its services, or remove services: for all of them.")
+        return self
 
     @property
     def digest(self) -> bytes:
@@ -153,7 +157,7 @@ def _log_target(value: object) -> str:
 class AccessLog(Model):
     """One line per request. `off`, `stdout` or a path is short for `{to: ...}`."""
 
-    to: Annotated[str, PlainValidator(_log_target), Kind("off, stdout, stderr or a file")] = Field(
+    to: Annotated[str, PlainValidator(_log_target), Kind("off, stdout or a file")] = Field(
         "stdout", description="Where it goes. A file is relative to the configuration file and reopened on reload."
     )
     format: Annotated[str, one_of("auto", "json", "console"), Kind("auto, json or console")] = Field(
@@ -165,9 +169,9 @@ class AccessLog(Model):
         return self.to != "off"
 
     @property
-    def file(self) -> str | None:
-        """The path, None for off, stdout and stderr."""
-        return None if self.to in ("off", "stdout", "stderr") else self.to
+    def path(self) -> str | None:
+        """The file, `-` for stdout, None for off."""
+        return {"off": None, "stdout": "-"}.get(self.to, self.to)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,26 @@ def _line(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
+def written(root: Node, path: Path) -> Path:
+    """`path` as the file has it: shorthand leaves parts out, such as the 0 of a list of one."""
+    node, parts = root, list[str | int]()
+    for place, part in enumerate(path):
+        value = node.value
+        if isinstance(value, dict):
+            if part not in value:
+                return (*parts, *path[place:])
+            parts.append(part)
+            node = value[str(part)][1]
+        elif isinstance(value, list):
+            parts.append(part)
+            if not isinstance(part, int) or part >= len(value):
+                return (*parts, *path[place + 1 :])
+            node = value[part]
+        elif not isinstance(part, int):
+            break
+    return tuple(parts)
+
+
 class _Builder:
     """Nodes from the parser's events, without recursion into the YAML library."""
 
@@ -194,7 +214,7 @@ def read_tree(text: str, problems: list[Problem]) -> Node:
 
 
 def to_data(root: Node, env: Mapping[str, str], problems: list[Problem]) -> Any:
-    """Plain dicts, lists and text, variables expanded. A value with a problem is left out of nothing: it becomes ""."""
+    """Plain dicts, lists and text, variables expanded. What could not be read is in `problems`."""
     budget = MAX_NODES
 
     def convert(node: Node, path: Path) -> Any:

@@ -84,8 +84,19 @@ _HASH = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 #: Fields the gateway owns: routing or sticking by them would compare framing or credentials.
 _OWNED_FIELDS = frozenset(
-    ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive")
-    + ("authorization", "proxy-authorization", "x-api-key")
+    (
+        "authorization",
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-api-key",
+    )
 )
 
 
