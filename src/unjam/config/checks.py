@@ -191,10 +191,8 @@ def _versions(config: Config, name: str, service: s.Service) -> Iterator[Finding
 
 
 def _tls_files(path: Path, tls: s.EndpointTls) -> Iterator[Finding]:
-    for key in ("ca", "cert", "key"):
-        file = getattr(tls, key)
-        if file is not None:
-            yield from _readable((*path, key), file)
+    if tls.ca is not None:
+        yield from _readable((*path, "ca"), tls.ca)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> tuple[str, str]:

@@ -6,7 +6,8 @@ Nothing is defaulted silently: a configuration with any problem is refused whole
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic_core import ErrorDetails
 from unjam.config import checks, keys
 from unjam.config.quantities import BadValue, kind
 from unjam.config.schema import Config
+from unjam.config.services import Service
 from unjam.config.tree import (
     MAX_BYTES,
     ConfigError,
@@ -34,8 +36,9 @@ DEFAULT_SERVICE = "default"
 DEFAULT_VERSION = "v1"
 
 
-def load(path: FilePath, env: Mapping[str, str] | None = None) -> Config:
-    """The configuration in `path`. Files it names are relative to its folder. Raises `ConfigError`."""
+def load(path: FilePath, env: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in `path`. Files it names are relative to its folder. `overrides`: top-level keys that the
+    command line gives instead. Raises `ConfigError`."""
     name = str(path)
     try:
         with open(path, "rb") as opened:
@@ -50,10 +53,16 @@ def load(path: FilePath, env: Mapping[str, str] | None = None) -> Config:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(line, "", "is not UTF-8", "Save the file as UTF-8.")], name) from None
-    return parse(text, os.environ if env is None else env, name, base=path.parent)
+    return parse(text, os.environ if env is None else env, name, path.parent, overrides)
 
 
-def parse(text: str, env: Mapping[str, str], name: str = "", base: FilePath | None = None) -> Config:
+def parse(
+    text: str,
+    env: Mapping[str, str],
+    name: str = "",
+    base: FilePath | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
     """The configuration in `text`. `base`: the folder that relative files start from, the current one when None.
 
     Raises `ConfigError`.
@@ -68,69 +77,84 @@ def parse(text: str, env: Mapping[str, str], name: str = "", base: FilePath | No
         data = to_data(root, env, unreadable)
     except ConfigError as error:
         raise ConfigError([*problems, *unreadable, *error.problems], name) from None
-    return _build(data, root, [*problems, *unreadable], {found.key for found in unreadable}, name, base)
+    source = _Source(root, name, base, frozenset(overrides or ()), {found.key for found in unreadable if found.key})
+    return _build(data, overrides or {}, source, [*problems, *unreadable])
 
 
-def from_urls(urls: Iterable[str], **overrides: Any) -> Config:
-    """One service over `urls`, as `unjam serve --to` makes it. `overrides`: other top-level keys, in the file's form
-    or as Python values (numbers are seconds and bytes). Raises `ConfigError`."""
-    listed = list(urls)
+def from_urls(urls: Iterable[str | Mapping[str, Any]], **overrides: Any) -> Config:
+    """One service over `urls` (or endpoint mappings), as `unjam serve --to` makes it.
+
+    `overrides`: other top-level keys or keys of the service, in the file's form or as Python values (numbers are
+    seconds and bytes). Raises `ConfigError`.
+    """
+    listed = [dict(url) if isinstance(url, Mapping) else url for url in urls]
     if not listed:
         raise ConfigError([Problem(0, "", "no endpoint is given", "Give at least one: --to http://127.0.0.1:9001.")])
-    version = {"endpoints": listed}
-    data = {"services": {DEFAULT_SERVICE: {"versions": {DEFAULT_VERSION: version}}}, **overrides}
-    return _build(data, None, [], set(), "", None)
+    own = {key: overrides.pop(key) for key in list(overrides) if key in Service.model_fields}
+    data = {"services": {DEFAULT_SERVICE: {"versions": {DEFAULT_VERSION: {"endpoints": listed}}, **own}}}
+    return _build(data, overrides, _Source(None, "", None, frozenset(), set()), [])
 
 
-def _build(
-    data: Any, root: Node | None, problems: list[Problem], unreadable: set[str], name: str, base: FilePath | None
-) -> Config:
-    def problem(path: Path, message: str, fix: str, of_key: bool = False) -> Problem:
-        if root is None:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a configuration came from. `root` None: not from a text. `overridden`: keys that the text does not decide.
+    `unreadable`: places whose value is already reported."""
+
+    root: Node | None
+    name: str
+    base: FilePath | None
+    overridden: frozenset[str]
+    unreadable: set[str]
+
+    def problem(self, path: Path, message: str, fix: str, of_key: bool = False) -> Problem:
+        if self.root is None or (path and path[0] in self.overridden):
             return Problem(0, key_text(path), message, fix)
-        return Problem(line_of(root, path, of_key), key_text(written(root, path)), message, fix)
+        return Problem(line_of(self.root, path, of_key), key_text(written(self.root, path)), message, fix)
 
-    if base is not None:
-        _resolve_files(data, base)
-
-    def fresh(found: Problem) -> bool:
+    def fresh(self, found: Problem) -> bool:
         """One problem per place: a value that could not be expanded is not also blamed for being empty."""
-        return not any(found.key == key or found.key.startswith((f"{key}.", f"{key}[")) for key in unreadable if key)
+        return not any(found.key == key or found.key.startswith((f"{key}.", f"{key}[")) for key in self.unreadable)
 
+
+def _build(data: Any, overrides: Mapping[str, Any], source: _Source, problems: list[Problem]) -> Config:
+    if source.base is not None:
+        _resolve_files(data, source.base)
+    data.update(overrides)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        for details in error.errors(include_url=False, include_input=False):
-            found = _explain(details, data, problem)
-            if fresh(found):
-                problems.append(found)
-        raise ConfigError(_unique(problems), name) from None
-    problems.extend(found for found in (problem(*finding) for finding in checks.errors(config)) if fresh(found))
+        found = [_explain(details, data, source) for details in error.errors(include_url=False, include_input=False)]
+        problems = [*problems, *filter(source.fresh, found)]
+        raise ConfigError(_unique(problems), source.name) from None
+    found = [source.problem(*finding) for finding in checks.errors(config)]
+    problems = [*problems, *filter(source.fresh, found)]
     if problems:
-        raise ConfigError(_unique(problems), name)
-    noticed = [problem(*finding) for finding in checks.warnings(config)]
+        raise ConfigError(_unique(problems), source.name)
+    noticed = [source.problem(*finding) for finding in checks.warnings(config)]
     config._warnings = tuple(sorted(noticed, key=lambda one: one.line))
-    config._name = name
+    config._name = source.name
     return config
 
 
-def _explain(details: ErrorDetails, data: Any, problem: Callable[..., Problem]) -> Problem:
+def _explain(details: ErrorDetails, data: Any, source: _Source) -> Problem:
     """pydantic's finding in our words."""
     loc = tuple(part for part in details["loc"] if part != "[key]")
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, BadValue):
-        return problem(loc, cause.message, cause.fix, details["loc"][-1:] == ("[key]",))
+        return source.problem(loc, cause.message, cause.fix, details["loc"][-1:] == ("[key]",))
     kinds = {"extra_forbidden": _extra, "missing": _missing}
     if (explain := kinds.get(details["type"])) is not None:
         message, fix = explain(loc)
-        return problem(loc, message, fix, True)
+        return source.problem(loc, message, fix, True)
     value = _value_at(data, loc)
     if details["type"] in ("model_type", "dict_type", "model_attributes_type"):
         fix = keys.example(loc)
-        return problem(loc, f"must be a mapping of keys, not {kind(value)}", fix)
+        return source.problem(loc, f"must be a mapping of keys, not {kind(value)}", fix)
     if details["type"] in ("tuple_type", "list_type"):
-        return problem(loc, f"must be a list, not {kind(value)}", "Write [a, b], or one item per line after a dash.")
-    return problem(loc, f"is not accepted: {details['msg'].lower()}", "")
+        return source.problem(
+            loc, f"must be a list, not {kind(value)}", "Write [a, b], or one item per line after a dash."
+        )
+    return source.problem(loc, f"is not accepted: {details['msg'].lower()}", "")
 
 
 def _extra(loc: Path) -> tuple[str, str]:

@@ -207,7 +207,8 @@ def number(value: object) -> float:
     if parsed is None:
         text = str(value).strip()
         if not _NUMBER.match(text):
-            raise BadValue(f"{shown(text)} is not a number", fix)
+            negative = text.startswith("-") and _NUMBER.match(text[1:])
+            raise BadValue(f"{shown(text)} is {'negative' if negative else 'not a number'}", fix)
         parsed = float(text)
     return parsed
 

@@ -75,7 +75,10 @@ def _kind(info: FieldInfo) -> Kind | None:
     for item in info.metadata:
         if isinstance(item, Kind):
             return item
-    for part in _parts(info.annotation):
+    annotation = info.annotation
+    if get_origin(annotation) is dict:
+        annotation = get_args(annotation)[1]
+    for part in _parts(annotation):
         for item in getattr(part, "__metadata__", ()):
             if isinstance(item, Kind):
                 return item

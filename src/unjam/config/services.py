@@ -266,13 +266,9 @@ class EndpointTls(Model):
     verify: Switch = Field(True, description="Check the endpoint's certificate.")
     ca: FilePath | None = Field(None, description="PEM file of authorities, in place of the system's.")
     server_name: ServerName | None = Field(None, description="Name to ask for and check, in place of the URL's host.")
-    cert: FilePath | None = Field(None, description="Client certificate, PEM.")
-    key: FilePath | None = Field(None, description="Its private key.")
 
     @model_validator(mode="after")
-    def _pair(self) -> EndpointTls:
-        if (self.cert is None) != (self.key is None):
-            raise BadValue("cert and key belong together", "Give both, or neither.")
+    def _of_use(self) -> EndpointTls:
         if not self.verify and self.ca is not None:
             raise BadValue("ca has no use with verify: false", "Remove one of the two.")
         return self

@@ -9,12 +9,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from unjam.config import quantities as q
 from unjam.config.address import Address, Network, parse_listen, parse_network, parse_url
 from unjam.config.quantities import BadValue, kind, shown
+from unjam.wire.errors import Malformed
+from unjam.wire.target import parse_path
 
 N = TypeVar("N", int, float)
 
@@ -78,7 +81,8 @@ NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z")
 _VISIBLE = re.compile(r"[\x21-\x7e]+\Z")
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\Z")
-_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*\Z")
+_WORDS = re.compile(r"[A-Za-z0-9._~/-]+\Z")
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?\Z")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
@@ -154,17 +158,19 @@ def host_pattern(value: object) -> str:
 
 
 def path_prefix(value: object) -> str:
-    """A prefix on segment boundaries, as the gateway sees paths: decoded where that is safe, no dots, no doubles."""
+    """A prefix on segment boundaries, in the normal form that `unjam.wire.target` gives every path."""
     plain = text(value)
     fix = "Write an absolute path such as /agents/auditor."
     if not plain.startswith("/"):
-        raise BadValue(f"{shown(plain)} does not begin with /", f"Write /{plain}." if _PATH.match("/" + plain) else fix)
+        raise BadValue(f"{shown(plain)} does not begin with /", f"Write /{plain}." if _WORDS.match(plain) else fix)
     if "?" in plain or "#" in plain:
         raise BadValue(f"{shown(plain)} has a query or a fragment", "Only the path is matched: remove the rest.")
-    if not _PATH.match(plain):
-        raise BadValue(f"{shown(plain)} has a character that is not matched in paths", fix)
-    if "//" in plain or any(part in (".", "..") for part in plain.split("/")):
-        raise BadValue(f"{shown(plain)} has an empty or dotted segment", "Paths are matched after these are resolved.")
+    try:
+        normal, _ = parse_path(quote(plain, safe=_PRINTABLE).encode())
+    except Malformed:
+        raise BadValue(f"{shown(plain)} has an escape or a segment that the gateway refuses", fix) from None
+    if normal != plain:
+        raise BadValue(f"{shown(plain)} is not how the gateway sees this path", f"Write {normal}.")
     return plain.rstrip("/") or "/"
 
 
