@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
-from unjam.config.policies import POLICIES
 from unjam.config.quantities import BadValue
 from unjam.config.types import (
     AtLeastOne,
@@ -38,6 +37,7 @@ from unjam.config.types import (
     one_of,
 )
 from unjam.core import spec
+from unjam.core.policies import POLICIES
 
 _LANES = spec.LanesSpec()
 _QUEUE = spec.QueueSpec()
