@@ -1,0 +1,1 @@
+"""Measurements of unjam beside other balancers; see benchmarks/README.md."""

@@ -1,0 +1,1 @@
+"""What every benchmark needs: processes and their accounting, peers, figures, results."""
