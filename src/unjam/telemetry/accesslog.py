@@ -28,6 +28,8 @@ MAX_ID = 128
 
 Style = Literal["auto", "json", "console"]
 
+_STANDARD = {"stdout": 1, "stderr": 2}
+
 #: Outcome of a request that never held a lease.
 REFUSED = "refused"
 
@@ -84,9 +86,9 @@ _Entry = tuple[
 
 
 class AccessLog:
-    """`path`: a file, `-` for stdout, None for no log (`enabled` is False then and the gateway skips the call).
+    """`to`: `off`, `stdout`, `stderr` or a file's path. Off: `enabled` is False and the gateway skips the call.
 
-    `style` auto: console when stdout is a terminal, JSON otherwise. `clock`: wall-clock seconds since the epoch.
+    `style` auto: console when that is a terminal, JSON otherwise. `clock`: wall-clock seconds since the epoch.
     Raises OSError when the file cannot be opened.
     """
 
@@ -105,15 +107,14 @@ class AccessLog:
 
     def __init__(
         self,
-        path: str | None,
+        to: str,
         *,
         stats: GatewayStats | None = None,
         style: Style = "auto",
         clock: Callable[[], float] = time.time,
         on_trouble: Callable[..., None] = _ignore,
-        fd: int = 1,
     ) -> None:
-        self.enabled = path is not None
+        self.enabled = to != "off"
         self._stats = stats
         self._clock = clock
         self._batch: list[_Entry] = []
@@ -123,10 +124,11 @@ class AccessLog:
         self._sink: Sink | None = None
         self._colours = False
         self._encode: Callable[[list[_Entry]], bytes] = self._as_json
-        if path is None:
+        if not self.enabled:
             return
-        self._sink = Sink(None if path == "-" else path, fd=fd, on_trouble=on_trouble)
-        tty = path == "-" and is_tty(fd)
+        fd = _STANDARD.get(to)
+        self._sink = Sink(to if fd is None else None, fd=1 if fd is None else fd, on_trouble=on_trouble)
+        tty = is_tty(self._sink.fd)
         if style == "console" or (style == "auto" and tty):
             self._encode = self._as_console
             # https://no-color.org

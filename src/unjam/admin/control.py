@@ -1,0 +1,56 @@
+"""What the admin API needs from a gateway. The gateway implements it; tests and the simulator can too."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from unjam.telemetry.collector import Collector
+
+BreakerAction = Literal["trip", "reset"]
+
+
+class ControlRefused(Exception):
+    """A control action that cannot be done now. `code`: snake_case; `message` says what to do; `status`: 4xx or 5xx."""
+
+    def __init__(self, code: str, message: str, status: int = 409) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+
+
+class Control(Protocol):
+    """Called on the gateway's own event loop; nothing here may block. Every action may raise `ControlRefused`."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """`Balancer.snapshot`: JSON-able, a copy, without secrets."""
+        ...
+
+    def metrics(self) -> Collector:
+        """The metrics as they are now, to be rendered over the next milliseconds."""
+        ...
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether new requests are welcome, and why not."""
+        ...
+
+    def active(self, limit: int) -> list[dict[str, Any]]:
+        """Requests running or waiting, oldest first, at most `limit`: request_id, service, version, endpoint (None
+        while it waits), lane, tenant, age_s, state."""
+        ...
+
+    def drain(self, endpoint: str, draining: bool) -> bool:
+        """Stop (or resume) giving new requests to every endpoint of this URL. False: there is none."""
+        ...
+
+    def set_weight(self, service: str, version: str, weight: float) -> bool:
+        """False: no such service or version. Holds until the next reload says otherwise."""
+        ...
+
+    def breaker(self, service: str, version: str, action: BreakerAction) -> bool:
+        """Open a version's breaker by hand, or close it. False: no such service or version."""
+        ...
+
+    def reload(self) -> list[str]:
+        """Read the configuration again. What is wrong with it, in words with the fix; empty when it is in use now."""
+        ...

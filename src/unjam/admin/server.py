@@ -1,0 +1,133 @@
+"""Runs the admin application inside the gateway's event loop, on a listener of its own.
+
+uvicorn's server without the parts that belong to a process of its own: it installs no signal handlers, configures no
+logging and wakes once a second instead of ten times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Generator, Sequence
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from unjam.admin.auth import check_exposure
+
+#: Admin requests under way at once; more are answered 503 by uvicorn.
+MAX_REQUESTS = 64
+#: Seconds a kept-alive connection may be idle.
+KEEP_ALIVE = 15
+#: Seconds that `stop` lets running requests finish.
+GRACE = 2
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+        self.over = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # SIGTERM and SIGHUP are the gateway's.
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def main_loop(self) -> None:
+        # on_tick(0) refreshes the Date header.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.over.wait()
+
+
+class AdminServer:
+    """`token`: only to refuse a listener beyond loopback without one; the application checks it.
+
+    One use: `start` once, `stop` once.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._app = app
+        self._token = token
+        self._tls = tls
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.port = 0
+        self.host = ""
+
+    async def start(
+        self, host: str = "127.0.0.1", port: int = 0, *, sockets: Sequence[socket.socket] | None = None
+    ) -> None:
+        """Listen; returns when connections are accepted. `sockets`: bound already, TCP or Unix; else `host` and `port`
+        (0: the OS picks, see `port`). Raises `auth.AdminExposed`, or OSError when the address cannot be bound."""
+        if self._task is not None:
+            raise RuntimeError("this admin server has been started before")
+        listeners = list(sockets) if sockets is not None else []
+        for listener in listeners:
+            if listener.family != socket.AF_UNIX:
+                check_exposure(listener.getsockname()[0], self._token)
+        if sockets is None:
+            check_exposure(host, self._token)
+            listeners = [_bind(host, port)]
+        name = listeners[0].getsockname()
+        if listeners[0].family != socket.AF_UNIX:
+            self.host, self.port = name[0], name[1]
+        config = uvicorn.Config(
+            self._app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_REQUESTS,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
+        )
+        config.load()
+        config.ssl = self._tls
+        self._server = server = _Server(config)
+        self._task = task = asyncio.create_task(server.serve(sockets=listeners), name="unjam-admin")
+        up = asyncio.create_task(server.up.wait())
+        await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+        if not up.done():
+            up.cancel()
+            # It ended before it began; the reason is in the task.
+            await task
+            raise RuntimeError("the admin listener ended while it started")
+
+    async def stop(self) -> None:
+        """Stop listening, let running requests finish for `GRACE` seconds, close. Harmless when not started."""
+        server, task = self._server, self._task
+        if server is None or task is None:
+            return
+        server.should_exit = True
+        server.over.set()
+        self._server = None
+        await task
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    # The first address of a name is enough for an admin listener; config has one address, not a list.
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
