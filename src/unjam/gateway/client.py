@@ -1,7 +1,7 @@
 """The client side: one `ClientConnection` per socket. Parses requests, answers them in order, relays bodies.
 
-One exchange is under way at a time; what a pipelining client sends meanwhile waits in `inbox` (RFC 9112 §9.3.2), bounded
-by pausing the socket. Anything malformed is answered once and nothing after it is parsed.
+One exchange is under way at a time; what a pipelining client sends meanwhile waits in `inbox` (RFC 9112 §9.3.2),
+bounded by pausing the socket. Anything malformed is answered once and nothing after it is parsed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from unjam.gateway import respond
-from unjam.gateway.exchange import INSPECTING, REPLAY, Exchange
+from unjam.gateway.exchange import INSPECTING, Exchange
 from unjam.gateway.timers import NEVER
 from unjam.wire import sse
 from unjam.wire.errors import Malformed
 from unjam.wire.http1 import ChunkedReader, RequestHead, RequestReader
 
 if TYPE_CHECKING:
-    from unjam.gateway.server import Gateway
+    from unjam.gateway.gateway import Gateway
 
 #: Bytes queued to a client before its endpoint is asked to wait.
 WRITE_HIGH = 65536
@@ -28,7 +28,7 @@ WRITE_HIGH = 65536
 #: Bytes a client may send ahead of its answer before its socket is paused.
 INBOX = 65536
 
-#: Bytes of an unread request body that are read and thrown away to keep a connection, and how long a closing one lingers.
+#: Bytes of an unread request body that are read and thrown away to keep a connection; seconds a closing one lingers.
 DISCARD = 262144
 LINGER = 2.0
 
@@ -155,13 +155,13 @@ class ClientConnection(asyncio.Protocol):
         self.look(self.stalled_since + self.gateway.settings.stall_timeout)
         exchange = self.exchange
         if exchange is not None and exchange.upstream is not None:
-            exchange.upstream.transport.pause_reading()
+            exchange.upstream.hold_reading()
 
     def resume_writing(self) -> None:
         self.write_paused = False
         exchange = self.exchange
         if exchange is not None and exchange.upstream is not None:
-            exchange.upstream.transport.resume_reading()
+            exchange.upstream.resume_reading()
             exchange.last = monotonic()
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class ClientConnection(asyncio.Protocol):
             self.mode = CHUNKS
         elif length:
             if length > gateway.settings.max_body:
-                raise Malformed("body_too_large", 413, "the body is larger than the limit")
+                raise Malformed("body_too_large")
             self.mode = BODY
             self.left = length
         else:
@@ -223,9 +223,8 @@ class ClientConnection(asyncio.Protocol):
             body, self.inbox = (rest, b"") if len(rest) == self.left else (rest[: self.left], rest[self.left :])
             self.mode = AHEAD
             exchange.body.append(body)
-            exchange.body_bytes = exchange.bytes_in = len(body)
+            exchange.bytes_in = len(body)
             exchange.body_done = True
-            exchange.replayable = len(body) <= REPLAY
             if exchange.state == INSPECTING:
                 self.inspect(exchange, True)
             else:
@@ -235,6 +234,8 @@ class ClientConnection(asyncio.Protocol):
         self.look(now + gateway.settings.body_timeout)
         if exchange.state != INSPECTING:
             exchange.offer(now)
+        elif not rest:
+            exchange.encourage()
         if rest:
             self.data_received(rest)
 
@@ -254,7 +255,7 @@ class ClientConnection(asyncio.Protocol):
             try:
                 data = b"".join(chunks.feed(data))
                 if exchange is not None and exchange.bytes_in + len(data) > self.gateway.settings.max_body:
-                    raise Malformed("body_too_large", 413, "the body is larger than the limit")
+                    raise Malformed("body_too_large")
             except Malformed as error:
                 self._reject(error)
                 return
@@ -276,7 +277,7 @@ class ClientConnection(asyncio.Protocol):
 
     def inspect(self, exchange: Exchange, done: bool) -> None:
         """A service that reads bodies before it routes: go on when the body is whole, or too long to look at."""
-        if done or exchange.body_bytes > self.gateway.settings.inspect_bytes:
+        if done or exchange.bytes_in > self.gateway.settings.inspect_bytes:
             self.gateway.inspected(exchange)
             exchange.offer(monotonic())
 
@@ -395,7 +396,7 @@ class ClientConnection(asyncio.Protocol):
         if mode in (BODY, CHUNKS) and not self.read_paused:
             slow = self.last_read + settings.body_timeout
             if now >= slow:
-                self._reject(Malformed("slow_body", 408, "the request's body did not arrive in time"))
+                self._reject(Malformed("body_timeout"))
                 return self.due
             due = min(due, slow)
         return min(due, exchange.on_timer(now))
@@ -406,7 +407,7 @@ class ClientConnection(asyncio.Protocol):
         if self.head_since:
             due = self.head_since + settings.header_timeout
             if now >= due:
-                self._reject(Malformed("slow_head", 408, "the request's head did not arrive in time"))
+                self._reject(Malformed("head_timeout"))
                 return self.due
         elif self.mode in (BODY, CHUNKS):
             due = self.last_read + settings.body_timeout
@@ -417,7 +418,7 @@ class ClientConnection(asyncio.Protocol):
             return self.due
         return due
 
-    # -- what exchanges use --------------------------------------------------------------------------------------------------
+    # -- what exchanges use ----------------------------------------------------------------------------------------
 
     def drain(self) -> None:
         """The gateway is stopping: close when idle, else after the answer under way."""
@@ -451,12 +452,12 @@ class ClientConnection(asyncio.Protocol):
         self.write(b"%x\r\n%b\r\n" % (len(beat), beat) if chunked else beat)
 
     def hold_reading(self) -> None:
-        if not self.read_paused and self.mode < CLOSED:
+        if not self.read_paused and self.mode < CLOSED and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self.read_paused and self.mode < CLOSED:
+        if self.read_paused and self.mode < CLOSED and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
 

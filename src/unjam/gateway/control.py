@@ -24,7 +24,7 @@ class Control:
 
     def metrics(self) -> Collector:
         balancer = self._server.gateway.balancer
-        return Collector(self._server.gateway.stats, balancer.snapshot(monotonic()), balancer.leases)
+        return Collector(self._server.gateway.stats, balancer.snapshot(monotonic()))
 
     def ready(self) -> tuple[bool, str]:
         return self._server.gateway.ready()

@@ -38,9 +38,7 @@ USAGE_TAIL = 4096
 
 class Exchange:
     __slots__ = (
-        "answer_length",
         "body",
-        "body_bytes",
         "body_done",
         "bytes_in",
         "bytes_out",
@@ -59,7 +57,6 @@ class Exchange:
         "request_id",
         "retries",
         "sent_at",
-        "sent_body",
         "service",
         "started",
         "state",
@@ -91,10 +88,8 @@ class Exchange:
         self.upstream: UpstreamConnection | None = None
         #: The part of the request's body that may have to be sent (again).
         self.body: list[bytes] = []
-        self.body_bytes = 0
         self.body_done = True
         self.replayable = True
-        self.sent_body = False
         self.status = 0
         self.first_byte = 0.0
         self.sent_at = 0.0
@@ -117,7 +112,7 @@ class Exchange:
     # -- decide ----------------------------------------------------------------------------------------------------
 
     def offer(self, now: float, failure: tuple[int, str, str] | None = None) -> None:
-        """Ask the core for a slot: the first time, or (after `failure`: status, reason, message) for another endpoint."""
+        """Ask the core for a slot: at first, or after `failure` (status, reason, message) for another endpoint."""
         self.last = now
         decision = self.client.gateway.balancer.offer(self.request, now)
         if type(decision) is Lease:
@@ -144,10 +139,8 @@ class Exchange:
         self.ticket = None
         self.lease = lease
         self.queued += now - self.last
-        head = self.head
-        client = self.client
-        if head.expect_continue and not self.body_done and not self.bytes_in:
-            client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.head.expect_continue:
+            self.encourage()
         upstream: Upstream = lease.endpoint.shell
         connection = upstream.acquire()
         if connection is None:
@@ -155,8 +148,12 @@ class Exchange:
             upstream.connect(self, self._timeouts().connect)
         else:
             self.send(connection, now)
-        if not self.body_done:
-            client.resume_reading()
+
+    def encourage(self) -> None:
+        """The client may send its body now (RFC 9110 §10.1.1): said once, and not when the body came unasked."""
+        if not self.body_done and not self.bytes_in and self.head.expect_continue:
+            self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.head.expect_continue = False
 
     def _timeouts(self) -> Timeouts:
         lease = self.lease
@@ -219,16 +216,22 @@ class Exchange:
             lines.append(b"\r\n")
         body = self.body
         if body:
-            self.sent_body = True
             if head.chunked:
-                lines += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in body]
+                lines += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in body if piece]
             else:
                 lines += body
-            if not self.replayable:
+            if self.bytes_in > REPLAY:
+                self.replayable = False
                 self.body = []
         if head.chunked and self.body_done:
             lines.append(b"0\r\n\r\n")
         connection.transport.write(b"".join(lines))
+        limits = self._timeouts()
+        due = now + (limits.first_byte if limits.first_byte < limits.total else limits.total)
+        if due < client.due:
+            client.look(due)
+        if client.read_paused and not self.body_done:
+            client.resume_reading()
 
     def on_request_body(self, payload: bytes, done: bool) -> None:
         """A piece of the client's body, decoded; hold it, or send it on."""
@@ -236,31 +239,25 @@ class Exchange:
         self.bytes_in += size
         self.body_done = done
         connection = self.upstream
-        if self.replayable:
-            if self.bytes_in <= REPLAY or connection is None:
-                if payload:
-                    self.body.append(payload)
-                self.body_bytes += size
-            else:
-                self.replayable = False
-                self.body = []
         if connection is None:
-            if self.body_bytes > REPLAY and not done and self.state != INSPECTING:
-                self.client.hold_reading()  # nobody to send it to yet
+            self.body.append(payload)
             if self.state == INSPECTING:
                 self.client.inspect(self, done)
+            elif self.bytes_in > REPLAY and not done:
+                self.client.hold_reading()  # nobody to send it to yet
             return
-        if self.body_bytes > REPLAY:
-            self.replayable = False
-            self.body = []
-        self.sent_body = True
-        if self.head.chunked:
-            if payload:
-                connection.transport.write(b"%x\r\n%b\r\n" % (size, payload))
-            if done:
-                connection.transport.write(b"0\r\n\r\n")
-        else:
+        if self.replayable:
+            if self.bytes_in > REPLAY:
+                self.replayable = False
+                self.body = []
+            else:
+                self.body.append(payload)
+        if not self.head.chunked:
             connection.transport.write(payload)
+        elif size:
+            connection.transport.write(b"%x\r\n%b\r\n%b" % (size, payload, b"0\r\n\r\n" if done else b""))
+        elif done:
+            connection.transport.write(b"0\r\n\r\n")
         if done:
             self.sent_at = self.last = monotonic()
 
@@ -281,6 +278,8 @@ class Exchange:
         lease = self.lease
         assert lease is not None
         upstream: Upstream = lease.endpoint.shell
+        if not self.body_done:  # answered before it was asked in full
+            client.keep_alive = client.can_discard(self.head, self.bytes_in)
         lines = [respond.status_line(head.status, head.reason), *head.forward]
         if client.gateway.settings.response_headers:
             lines.append(upstream.markers[lease.heavy])
@@ -292,7 +291,7 @@ class Exchange:
             client.gateway.heed(lease, head, now)
             self.tail = b""
         if kind == "length":
-            lines.append(b"Content-Length: %d\r\n" % head.length)
+            lines.append(b"Content-Length: %d\r\n" % (head.length or 0))
         elif kind != "none":
             if head.sse:
                 self.events = sse.SseTracker()
@@ -321,6 +320,8 @@ class Exchange:
             else:
                 lines.append(payload)
         client.transport.write(b"".join(lines))
+        if kind != "length" or len(payload) != head.length:
+            client.look(now + self._timeouts().idle)
 
     def on_body(self, payload: bytes) -> None:
         """More of the answer's body (or of a tunnel's bytes), decoded."""
@@ -355,11 +356,12 @@ class Exchange:
         """101: become a tunnel, if that was asked for and the endpoint really agreed (RFC 6455 §4.1)."""
         key = self.head.known.get(b"sec-websocket-key", b"")
         if self.head.upgrade != "websocket" or not websocket.check_accept(head, key):
-            self.bad_answer(Malformed("unasked_101", 502, "the endpoint switched protocols without being asked"))
+            self.bad_answer(Malformed("unasked_101", "endpoint"))
             return
         connection = self.upstream
         lease = self.lease
-        assert connection is not None and lease is not None
+        assert connection is not None
+        assert lease is not None
         connection.mode = TUNNEL
         self.state = TUNNELLING
         self.status = 101
@@ -412,7 +414,6 @@ class Exchange:
         assert lease is not None
         gateway = self.client.gateway
         now = monotonic()
-        gateway.service_stats(self.service).endpoint_failures += 1
         retry = (
             self.replayable
             and self.retries < lease.service.spec.retry.attempts

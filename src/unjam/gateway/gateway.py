@@ -1,4 +1,4 @@
-"""What all connections of one gateway share: the balancer, the settings in force, the figures, and the hot path between.
+"""What all connections of one gateway share: balancer, settings, figures, and the hot path between them.
 
 `route` turns a parsed head into an exchange; `finish` and `settled` end it. The rest is called by the tick, by a reload
 or by the admin listener.
@@ -104,10 +104,14 @@ class Gateway:
             if caller is None:
                 self.stats.reject("unauthorized")
                 self._answer(
-                    client, head, request_id, 401, "unauthorized",
+                    client,
+                    head,
+                    request_id,
+                    401,
+                    "unauthorized",
                     "A valid API key is required: send it as Authorization: Bearer KEY.",
                     b'www-authenticate: Bearer realm="unjam"\r\n',
-                )  # fmt: skip
+                )
                 return None
             tenant = caller.name
             allowed = caller
@@ -269,7 +273,7 @@ class Gateway:
             request.bucket = f"{request.bucket} {body.model[:64]}"
         most = body.max_completion_tokens or body.max_tokens or body.max_output_tokens
         if most is not None and most > 0:
-            request.tokens = most + exchange.body_bytes // 4  # about four bytes a token
+            request.tokens = most + exchange.bytes_in // 4  # about four bytes a token
 
     def _health(self, client: ClientConnection, head: RequestHead) -> None:
         status, word = 200, b"ok\n"
@@ -306,13 +310,31 @@ class Gateway:
                 close=not client.keep_alive,
                 extra=extra,
                 head_only=head.method == "HEAD",
-            )  # fmt: skip
+            )
         )
         if self.access_log.enabled:
             self.access_log.write(
-                request_id, client.peer, None, head.method, head.path, None, None, None, None, status, REFUSED, code,
-                0, 0, 0.0, None, None, 0.0, 0, None,
-            )  # fmt: skip
+                request_id,
+                client.peer,
+                None,
+                head.method,
+                head.path,
+                None,
+                None,
+                None,
+                None,
+                status,
+                REFUSED,
+                code,
+                0,
+                0,
+                0.0,
+                None,
+                None,
+                0.0,
+                0,
+                None,
+            )
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

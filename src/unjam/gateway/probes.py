@@ -53,7 +53,7 @@ class Probe:
         pass
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
-        self._fail(Malformed("unasked_101", 502, "the endpoint switched protocols without being asked"))
+        self._fail(Malformed("unasked_101", "endpoint"))
 
     def on_head(self, head: ResponseHead, kind: str, payload: bytes) -> None:
         self.status = head.status

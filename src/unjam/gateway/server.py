@@ -1,7 +1,8 @@
 """The gateway process: listeners, signals, drain and reload around one `Gateway`.
 
-SIGTERM and SIGINT drain: nothing new is accepted, what runs is finished, within `drain_timeout`; a second one stops at
-once. SIGHUP reloads the configuration and the certificates; a configuration that is refused leaves the old one in force.
+SIGTERM and SIGINT drain: nothing new is accepted, what runs is finished, within `drain_timeout`; a second one stops
+at once.
+SIGHUP reloads the configuration and the certificates; a configuration that is refused leaves the old one in force.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import Any
@@ -55,12 +57,12 @@ class Listener:
 
 
 class Server:
-    """Owns everything that has to be started and stopped. Tests use it inside their own loop."""
+    """Owns everything that has to be started and stopped. Tests run it inside their own loop."""
 
     def __init__(self, config: Config, reload: Callable[[], Config] | None = None, seed: int | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self._reload_config = reload
-        self._rng = Random(seed)  # noqa: S311: for spreading load and ids, not for secrets
+        self._rng = Random(seed)
         self.gateway = Gateway(self.loop, Settings.of(config), self._rng)
         self.config = config
         self.listeners: dict[str, Listener] = {}
@@ -75,7 +77,7 @@ class Server:
     # -- start -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bind and begin to serve. Raises OSError when an address can't be bound, ssl.SSLError for a bad certificate."""
+        """Bind and begin to serve. Raises OSError for an address, ssl.SSLError for a certificate."""
         gateway = self.gateway
         before, limit = descriptors.raise_limit()
         gateway.descriptor_cap = int(limit * descriptors.SHARE) - 32
@@ -130,8 +132,8 @@ class Server:
 
         server: asyncio.Server
         if listen.path is not None:
-            if os.path.exists(listen.path) and not await _answers(listen.path):
-                os.unlink(listen.path)  # left behind by a gateway that was killed
+            if not await _answers(listen.path):
+                _unlink(listen.path)  # left behind by a gateway that was killed
             server = await self.loop.create_unix_server(accept, listen.path, ssl=tls, backlog=BACKLOG)
         else:
             server = await self.loop.create_server(accept, listen.host, listen.port, ssl=tls, backlog=BACKLOG)
@@ -259,8 +261,8 @@ class Server:
         gateway.draining = True
         for listener in self.listeners.values():
             listener.server.close()
-            if listener.spec.path is not None and os.path.exists(listener.spec.path):
-                os.unlink(listener.spec.path)
+            if listener.spec.path is not None:
+                _unlink(listener.spec.path)
         for client in list(gateway.clients):
             client.transport.abort()
         for watch in self._watches.values():
@@ -304,6 +306,10 @@ class Server:
 
     async def _on_hangup(self) -> None:
         await self.reload()
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
 
 
 async def _answers(path: str) -> bool:

@@ -33,7 +33,7 @@ class Wheel:
         self._turned = int(now / TICK)
 
     def at(self, timed: Timed, when: float) -> None:
-        """Look at `timed` no later than `when` (rounded up to a tick). Cheap to call when an earlier look is planned."""
+        """Look at `timed` no later than `when`, rounded up to a tick. Cheap when an earlier look is planned."""
         if when < timed.due:
             timed.due = when
             self._enter(timed, when)

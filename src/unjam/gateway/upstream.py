@@ -18,7 +18,7 @@ from unjam.wire.http1 import RESPONSE_LIMITS, ChunkedReader, ResponseReader
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
     from unjam.gateway.exchange import Exchange
-    from unjam.gateway.server import Gateway
+    from unjam.gateway.gateway import Gateway
 
 #: What the next bytes from the endpoint are.
 IDLE, HEAD, LENGTH, CHUNKED, CLOSE, TUNNEL, DEAD = range(7)
@@ -26,7 +26,7 @@ IDLE, HEAD, LENGTH, CHUNKED, CLOSE, TUNNEL, DEAD = range(7)
 #: Bytes queued to an endpoint before its client is asked to wait.
 WRITE_HIGH = 65536
 
-#: Idle connections kept for one endpoint, and for how many seconds. Shorter than the 60 s after which most servers hang up.
+#: Idle connections kept for one endpoint, and for how many seconds: less than the 60 s after which servers hang up.
 MAX_IDLE = 256
 IDLE_SECONDS = 45.0
 
@@ -259,7 +259,15 @@ class UpstreamConnection(asyncio.Protocol):
         if chunks.done:
             exchange.on_end(self.keep and not chunks.rest)
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def hold_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def release(self) -> None:
         """Back to the pool."""
