@@ -63,6 +63,7 @@ REASONS: dict[str, tuple[int, str]] = {
     "forbidden_origin": (403, "this origin may not open a WebSocket"),
     # answers of endpoints
     "bad_status_line": (400, "the status line is malformed"),
+    "unasked_101": (400, "protocols were switched without being asked"),
     # found by the gateway rather than by the codecs
     "head_timeout": (408, "the request head did not arrive in time"),
     "body_timeout": (408, "the request body did not arrive in time"),

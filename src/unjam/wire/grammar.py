@@ -18,7 +18,6 @@ MAX_SIZE: Final = 2**63 - 1
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 #: RFC 9110 section 5.5: visible characters, SP, HTAB and obs-text; no other control, no DEL.
 VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
-_DIGITS = re.compile(rb"[0-9]{1,19}").fullmatch
 _HOST = re.compile(rb"([A-Za-z0-9_][A-Za-z0-9_.\-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?").fullmatch
 
 
@@ -39,32 +38,26 @@ def strip(value: bytes) -> bytes:
     return value.strip(b" \t")
 
 
-def check_value(value: bytes) -> None:
-    """Raises `bad_value` unless the stripped field value is printable text."""
-    # str.isprintable on ASCII is exactly 0x20-0x7e and runs in C; what fails it may still be HTAB or obs-text.
-    if not (value.isascii() and value.decode("ascii").isprintable()) and VALUE(value) is None:
-        raise Malformed("bad_value")
-
-
 def content_length(value: bytes) -> int:
     """1*DIGIT up to `MAX_SIZE`; signs, lists, underscores, prefixes and the empty value are refused."""
-    if _DIGITS(value) is None:
-        raise Malformed("bad_content_length")
-    length = int(value)
-    if length > MAX_SIZE:
+    # bytes.isdigit knows ASCII digits only.
+    if not value.isdigit() or len(value) > 19 or (length := int(value)) > MAX_SIZE:
         raise Malformed("bad_content_length")
     return length
 
 
-def check_codings(value: bytes) -> None:
-    """Returns when the (joined) Transfer-Encoding is `chunked` and nothing else; RFC 9112 sections 6.1, 7."""
-    codings = [strip(part).lower() for part in value.split(b",")]
-    if codings == [b"chunked"]:
+def check_framing(codings: bytes, length: int | None, minor: int) -> None:
+    """Returns when a message with this (joined, lower-case) Transfer-Encoding is chunked and nothing else is said about
+    its length; RFC 9112 sections 6.1, 7. Raises `length_and_coding`, `coding_on_http10`, `bad_transfer_encoding` or
+    `unknown_coding`."""
+    if length is not None:
+        raise Malformed("length_and_coding")
+    if minor == 0:
+        raise Malformed("coding_on_http10")
+    if codings == b"chunked":
         return
-    for coding in codings:
-        if TOKEN(coding) is None:
-            raise Malformed("bad_transfer_encoding")
-    if b"chunked" in codings[:-1]:
+    parts = [strip(part) for part in codings.split(b",")]
+    if b"chunked" in parts[:-1] or any(TOKEN(part) is None for part in parts):
         raise Malformed("bad_transfer_encoding")
     raise Malformed("unknown_coding")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from unjam.wire.errors import Malformed
-from unjam.wire.grammar import TOKEN, authority, check_value, connection, content_length, strip
+from unjam.wire.grammar import TOKEN, VALUE, authority, connection, content_length, strip
 
 # What to do with a field. PLAIN must stay 0 and the most frequent ones low: the readers test in this order.
 PLAIN: Final = 0  #: forwarded, not looked at
@@ -24,6 +24,9 @@ CONNECTION: Final = 5  #: value is a grammar.Connection
 DROP: Final = 6  #: hop-by-hop, ends here
 CODING: Final = 7  #: Transfer-Encoding, value raw
 EXPECT: Final = 8  #: value in lower case
+UPGRADE: Final = 9  #: KNOWN, and the other side wants to change protocols
+HANDSHAKE: Final = 10  #: BOTH, and the client wants a WebSocket
+MEDIA: Final = 11  #: Content-Type of a response; value is (raw, whether it is text/event-stream)
 
 #: (kind, line to forward with its CRLF, name in lower case, value as its kind says)
 Entry = tuple[int, bytes, bytes, Any]
@@ -39,7 +42,7 @@ HOP_BY_HOP = {
     b"trailer": DROP,
     b"http2-settings": DROP,
     b"transfer-encoding": CODING,
-    b"upgrade": KNOWN,
+    b"upgrade": UPGRADE,
 }
 
 #: Names holding one of these may carry a secret: never remembered.
@@ -57,7 +60,7 @@ _SECRET = (
 )
 #: Lines with these names are new in almost every message: remembering them would only push others out.
 _VARYING = frozenset(
-    b"age date etag expires if-none-match last-event-id last-modified content-md5 content-range range server-timing"
+    b"age etag expires if-none-match last-event-id last-modified content-md5 content-range range server-timing"
     b" traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-amzn-trace-id x-cloud-trace-context x-request-id"
     b" x-correlation-id request-id idempotency-key x-request-start x-runtime x-response-time"
     b" x-envoy-upstream-service-time openai-processing-ms cf-ray endpoint-load-metrics endpoint-load-metrics-json"
@@ -114,39 +117,55 @@ class LineTable:
 
     def miss(self, line: bytes) -> Entry:
         """`entry` for a line that is not in `young`."""
-        entry = self._old.get(line)
-        if entry is None:
-            colon = line.find(b":")
-            name = line[:colon] if colon > 0 else b""
-            field = self._names.get(name)
-            if field is None:
-                field = self._learn(line, colon)
-            raw = line[colon + 1 :]
-            value = raw.strip(b" \t")
-            if not (value.isascii() and value.decode("ascii").isprintable()):
-                check_value(value)
-            kind = field.kind
-            if kind <= KNOWN:
-                # The usual spelling is kept as it is; any other white space is brought to it.
-                wire = line + b"\r\n" if raw == b" " + value else b"%b: %b\r\n" % (name, value)
-                entry = (kind, wire, field.lower, value)
-            else:
-                entry = (kind, b"", field.lower, _PARSERS[kind](value))
-            if not field.keep or len(line) > _LINE_MAX or (kind == LENGTH and len(value) > 3):
+        name, colon, value = line.partition(b": ")
+        field = self._names.get(name)
+        wire = line
+        if field is None or not colon or value.strip(b" \t") != value:
+            # A name not met before, or other white space than one space before the value: brought to the usual form.
+            at = line.find(b":")
+            field = self._field(line, at)
+            value = strip(line[at + 1 :])
+            wire = b"%b: %b" % (line[:at], value)
+        keep = field.keep
+        if keep:
+            entry = self._old.get(line)
+            if entry is not None:
+                self._keep(line, entry)
                 return entry
+        # str.isprintable on ASCII is exactly 0x20-0x7e, in C. What fails it may still be HTAB or obs-text.
+        if not (value.isascii() and value.decode("ascii").isprintable()) and VALUE(value) is None:
+            raise Malformed("bad_value")
+        kind = field.kind
+        if kind <= BOTH or kind == HANDSHAKE:
+            entry = kind, wire + b"\r\n", field.lower, value
+        elif kind in (KNOWN, UPGRADE):
+            entry = kind, b"", field.lower, value
+        elif kind == MEDIA:
+            entry = kind, wire + b"\r\n", field.lower, (value, _is_sse(value))
+        else:
+            entry = kind, b"", field.lower, _PARSERS[kind](value)
+        if keep:
+            self._keep(line, entry)
+        return entry
+
+    def _keep(self, line: bytes, entry: Entry) -> None:
+        if len(line) > _LINE_MAX or (entry[0] == LENGTH and entry[3] > 999):
+            return
         young = self.young
         if len(young) >= _GENERATION:
             self._old = young
             self.young = young = {}
         young[line] = entry
-        return entry
 
-    def _learn(self, line: bytes, colon: int) -> Field:
+    def _field(self, line: bytes, colon: int) -> Field:
         if line[:1] in (b" ", b"\t"):
             raise Malformed("obs_fold")
         if colon < 0:
             raise Malformed("no_colon")
         name = line[:colon]
+        field = self._names.get(name)
+        if field is not None:
+            return field
         if not name:
             raise Malformed("empty_name")
         if name[-1:] in (b" ", b"\t"):
@@ -172,6 +191,10 @@ class LineTable:
         return kind
 
 
+def _is_sse(value: bytes) -> bool:
+    return value[:17].lower() == b"text/event-stream" and value[17:18] in (b"", b";", b" ", b"\t")
+
+
 def _nothing(value: bytes) -> None:
     return None
 
@@ -194,3 +217,8 @@ def named(line: bytes, name: bytes) -> bool:
 def value_of(line: bytes) -> bytes:
     """The value of a checked field line."""
     return strip(line[line.find(b":") + 1 :])
+
+
+def without(forward: list[bytes], names: frozenset[bytes]) -> list[bytes]:
+    """The lines but those with one of `names` (lower case): what a Connection field asks for."""
+    return [line for line in forward if line[: line.find(b":")].lower() not in names]

@@ -15,20 +15,22 @@ import re
 from typing import Final
 
 from unjam.wire.errors import Malformed
-from unjam.wire.grammar import Connection, Limits, check_codings
+from unjam.wire.grammar import Limits, check_framing
 from unjam.wire.lines import (
     BOTH,
     CODING,
     CONNECTION,
     EXPECT,
+    HANDSHAKE,
     HOP_BY_HOP,
     HOST,
     KNOWN,
     LENGTH,
-    PLAIN,
+    UPGRADE,
     LineTable,
     named,
     value_of,
+    without,
 )
 from unjam.wire.scan import Scanner
 from unjam.wire.target import check_query, parse_path, split_absolute
@@ -36,7 +38,7 @@ from unjam.wire.target import check_query, parse_path, split_absolute
 #: Fields the gateway reads; see `RequestHead.known`.
 FORWARDED_TOO = (
     b"cookie traceparent tracestate idempotency-key prefer origin last-event-id request-timeout x-request-timeout"
-    b" x-stainless-timeout grpc-timeout sec-websocket-key sec-websocket-version sec-websocket-protocol"
+    b" x-stainless-timeout grpc-timeout sec-websocket-version sec-websocket-protocol"
     b" sec-websocket-extensions".split()
 )
 FOR_THE_GATEWAY = b"authorization x-api-key x-request-id forwarded x-real-ip".split()
@@ -51,7 +53,6 @@ _LISTS = {
     b"tracestate": b", ",
     b"sec-websocket-protocol": b", ",
     b"sec-websocket-extensions": b", ",
-    b"upgrade": b", ",
     b"cookie": b"; ",
 }
 
@@ -61,6 +62,7 @@ TABLE = LineTable(
         b"host": HOST,
         b"content-length": LENGTH,
         b"expect": EXPECT,
+        b"sec-websocket-key": HANDSHAKE,
         **dict.fromkeys(FORWARDED_TOO, BOTH),
         **dict.fromkeys(FOR_THE_GATEWAY, KNOWN),
     },
@@ -75,7 +77,8 @@ METHODS = frozenset(
 _REFUSED = frozenset((b"CONNECT", b"TRACE", b"TRACK"))
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])").fullmatch
-_NO_CONNECTION: Final = Connection()
+_NO_HOST: Final = ("", b"")
+_new = object.__new__
 
 #: (method, path, wire target, query, minor version, authority of an absolute target)
 _Start = tuple[str, str, bytes, bytes, int, tuple[str, bytes] | None]
@@ -88,7 +91,7 @@ class RequestHead:
     `host` is lower case without port, `authority` is the Host value to forward; both empty for HTTP/1.0 without Host.
     `length` in bytes, None when there is no Content-Length. `expect_continue` only where a body is announced.
     `upgrade` is "websocket" when the client tries a WebSocket handshake, well-formed or not
-    (`websocket.check_handshake` decides); every other upgrade is ignored. `connection_upgrade`: Connection lists upgrade.
+    (`websocket.check_handshake` decides); every other upgrade is ignored. `connection_upgrade`: Connection lists it.
 
     `forward`: lines with CRLF, in order, that may go to the endpoint. Not in it: hop-by-hop fields and those that
     Connection names, framing, Host, Expect, and what is for the gateway alone.
@@ -116,7 +119,7 @@ class RequestHead:
         "wire_target",
     )
 
-    _lines: list[bytes]
+    _lines: list[bytes]  # the field lines as they came
     method: str
     path: str
     wire_target: bytes
@@ -135,12 +138,12 @@ class RequestHead:
 
     def get(self, name: bytes) -> bytes | None:
         """The value of any field by lower-case name, repeated lines joined by comma. Linear in the head's size."""
-        values = [value_of(line) for line in self._lines[1:] if named(line, name)]
+        values = [value_of(line) for line in self._lines if named(line, name)]
         return b", ".join(values) if values else None
 
     def names(self) -> list[bytes]:
         """The field names in lower case, in order."""
-        return [line[: line.find(b":")].lower() for line in self._lines[1:]]
+        return [line[: line.find(b":")].lower() for line in self._lines]
 
     @property
     def has_body(self) -> bool:
@@ -280,33 +283,23 @@ def _parse_start(line: bytes) -> _Start:
 
 def build(lines: list[bytes]) -> RequestHead:
     """A head from its lines. Raises `Malformed` for a bad line or a bad combination, not necessarily the first."""
-    start = _starts.get(lines[0])
-    if start is None:
-        start = _start(lines[0])
-    head = RequestHead.__new__(RequestHead)
-    head._lines = lines
+    first = lines.pop(0)
+    start = _starts.get(first) or _start(first)
+    head = _new(RequestHead)
     head.method, head.path, head.wire_target, head.query, minor, where = start
     head.minor = minor
+    head._lines = lines
     forward: list[bytes] = []
     known: dict[bytes, bytes] = {}
-    head.forward = forward
-    head.known = known
-    host: tuple[str, bytes] | None = None
-    length: int | None = None
-    connection: Connection | None = None
-    coding: bytes | None = None
+    host = length = connection = coding = None
     expect = False
+    # A request with a WebSocket key means a WebSocket, whatever its Upgrade says: better a 400 than a wrong relay.
+    upgrade: str | None = None
     get = TABLE.young.get
-    miss = TABLE.miss
     append = forward.append
-    rows = iter(lines)
-    next(rows)
-    for line in rows:
-        entry = get(line)
-        if entry is None:
-            entry = miss(line)
-        kind, wire, name, value = entry
-        if kind == PLAIN:
+    for line in lines:
+        kind, wire, name, value = get(line) or TABLE.miss(line)
+        if not kind:  # PLAIN
             append(wire)
         elif kind <= KNOWN:
             if kind == BOTH:
@@ -329,25 +322,34 @@ def build(lines: list[bytes]) -> RequestHead:
             connection = value if connection is None else connection | value
         elif kind == CODING:
             coding = value if coding is None else coding + b"," + value
+        elif kind == HANDSHAKE:
+            if name in known:
+                raise Malformed("duplicate_field")
+            append(wire)
+            known[name] = value
+            upgrade = "websocket"
+        elif kind == UPGRADE:
+            known[name] = value = known[name] + b", " + value if name in known else value
+            if b"websocket" in [part.strip(b" \t").lower() for part in value.split(b",")]:
+                upgrade = "websocket"
         elif kind == EXPECT:
             if value != b"100-continue":
                 raise Malformed("unknown_expectation")
             expect = True
+    head.forward = forward
+    head.known = known
     if host is None:
         if minor:
             raise Malformed("host_missing")
-        host = "", b""
-    if where is not None:
-        host = where
-    head.host, head.authority = host
+        host = _NO_HOST
+    head.host, head.authority = host if where is None else where
     head.length = length
     if coding is None:
         head.chunked = False
     else:
-        _check_framing(coding, length, minor)
+        check_framing(coding, length, minor)
         head.chunked = True
     head.expect_continue = expect and minor == 1 and head.has_body
-    head.upgrade = None
     if connection is None:
         head.keep_alive = minor == 1
         head.connection_upgrade = False
@@ -355,28 +357,9 @@ def build(lines: list[bytes]) -> RequestHead:
         head.keep_alive = not connection.close and (minor == 1 or connection.keep_alive)
         head.connection_upgrade = connection.upgrade
         if connection.named:
-            head.forward = _without(forward, connection.named)
-    if b"upgrade" in known or b"sec-websocket-key" in known:
-        _set_upgrade(head)
+            head.forward = without(forward, connection.named)
+    head.upgrade = upgrade
     return head
-
-
-def _check_framing(coding: bytes, length: int | None, minor: int) -> None:
-    if length is not None:
-        raise Malformed("length_and_coding")
-    if minor == 0:
-        raise Malformed("coding_on_http10")
-    check_codings(coding)
-
-
-def _without(forward: list[bytes], names: frozenset[bytes]) -> list[bytes]:
-    return [line for line in forward if line[: line.find(b":")].lower() not in names]
-
-
-def _set_upgrade(head: RequestHead) -> None:
-    protocols = {part.strip(b" \t").lower() for part in head.known.get(b"upgrade", b"").split(b",")}
-    if b"websocket" in protocols or b"sec-websocket-key" in head.known:
-        head.upgrade = "websocket"
 
 
 __all__ = ["FORWARDED_TOO", "FOR_THE_GATEWAY", "METHODS", "RequestHead", "RequestReader"]

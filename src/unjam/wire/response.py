@@ -7,7 +7,7 @@ import re
 from typing import Final, Literal
 
 from unjam.wire.errors import Malformed
-from unjam.wire.grammar import Connection, Limits, check_codings
+from unjam.wire.grammar import Limits, check_framing
 from unjam.wire.lines import (
     BOTH,
     CODING,
@@ -15,10 +15,12 @@ from unjam.wire.lines import (
     HOP_BY_HOP,
     KNOWN,
     LENGTH,
-    PLAIN,
+    MEDIA,
+    UPGRADE,
     LineTable,
     named,
     value_of,
+    without,
 )
 from unjam.wire.scan import Scanner
 
@@ -29,7 +31,8 @@ TABLE = LineTable(
     {
         **HOP_BY_HOP,
         b"content-length": LENGTH,
-        **dict.fromkeys(b"content-type retry-after sec-websocket-accept sec-websocket-protocol".split(), BOTH),
+        **dict.fromkeys(b"retry-after sec-websocket-accept sec-websocket-protocol".split(), BOTH),
+        b"content-type": MEDIA,
         b"x-request-id": KNOWN,
     },
     {b"x-ratelimit-": BOTH, b"anthropic-ratelimit-": BOTH, b"x-unjam-": KNOWN, b"endpoint-load-metrics": KNOWN},
@@ -40,6 +43,8 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x
 _Status = tuple[int, int, bytes]
 _statuses: dict[bytes, _Status] = {}
 _STATUSES = 256
+
+_new = object.__new__
 
 Body = Literal["none", "length", "chunked", "close"]
 
@@ -68,7 +73,7 @@ class ResponseHead:
         "status",
     )
 
-    _lines: list[bytes]
+    _lines: list[bytes]  # the field lines as they came
     status: int
     reason: bytes
     minor: int
@@ -82,7 +87,7 @@ class ResponseHead:
 
     def get(self, name: bytes) -> bytes | None:
         """The value of any field by lower-case name, repeated lines joined by comma. Linear in the head's size."""
-        values = [value_of(line) for line in self._lines[1:] if named(line, name)]
+        values = [value_of(line) for line in self._lines if named(line, name)]
         return b", ".join(values) if values else None
 
     def body(self, method: str) -> Body:
@@ -190,60 +195,48 @@ def _status(line: bytes) -> _Status:
 
 def build(lines: list[bytes]) -> ResponseHead:
     """A head from its lines. Raises `Malformed` for a bad line or a bad combination, not necessarily the first."""
-    status = _statuses.get(lines[0])
-    if status is None:
-        status = _status(lines[0])
-    head = ResponseHead.__new__(ResponseHead)
-    head._lines = lines
-    minor, head.status, head.reason = status
+    first = lines.pop(0)
+    head = _new(ResponseHead)
+    minor, head.status, head.reason = _statuses.get(first) or _status(first)
     head.minor = minor
+    head._lines = lines
     forward: list[bytes] = []
     known: dict[bytes, bytes] = {}
-    head.forward = forward
-    head.known = known
-    length: int | None = None
-    connection: Connection | None = None
-    coding: bytes | None = None
-    head.sse = False
+    length = connection = coding = None
+    sse = False
     get = TABLE.young.get
-    miss = TABLE.miss
     append = forward.append
-    rows = iter(lines)
-    next(rows)
-    for line in rows:
-        entry = get(line)
-        if entry is None:
-            entry = miss(line)
-        kind, wire, name, value = entry
-        if kind == PLAIN:
+    for line in lines:
+        kind, wire, name, value = get(line) or TABLE.miss(line)
+        if not kind:  # PLAIN
             append(wire)
         elif kind <= KNOWN:
             if kind == BOTH:
                 append(wire)
-            if name in known:
-                if name == b"content-type":
-                    raise Malformed("duplicate_field")
-                value = known[name] + b", " + value
-            elif name == b"content-type" and value[:17].lower() == b"text/event-stream":
-                head.sse = value[17:18] in (b"", b";", b" ", b"\t")
-            known[name] = value
+            known[name] = known[name] + b", " + value if name in known else value
         elif kind == LENGTH:
             if length is not None:
                 raise Malformed("duplicate_content_length")
             length = value
+        elif kind == MEDIA:
+            if name in known:
+                raise Malformed("duplicate_field")
+            append(wire)
+            known[name], sse = value
         elif kind == CONNECTION:
             connection = value if connection is None else connection | value
         elif kind == CODING:
             coding = value if coding is None else coding + b"," + value
+        elif kind == UPGRADE:
+            known[name] = known[name] + b", " + value if name in known else value
+    head.forward = forward
+    head.known = known
+    head.sse = sse
     head.length = length
     if coding is None:
         head.chunked = False
     else:
-        if length is not None:
-            raise Malformed("length_and_coding")
-        if minor == 0:
-            raise Malformed("coding_on_http10")
-        check_codings(coding)
+        check_framing(coding, length, minor)
         head.chunked = True
     if connection is None:
         head.keep_alive = minor == 1
@@ -251,7 +244,6 @@ def build(lines: list[bytes]) -> ResponseHead:
     else:
         head.keep_alive = not connection.close and (minor == 1 or connection.keep_alive)
         head.connection_upgrade = connection.upgrade
-        names = connection.named
-        if names:
-            head.forward = [line for line in forward if line[: line.find(b":")].lower() not in names]
+        if connection.named:
+            head.forward = without(forward, connection.named)
     return head
