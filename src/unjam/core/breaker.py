@@ -35,9 +35,10 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 #: Evidence (a log-likelihood ratio) at which a closed breaker trips.
 TRIP: Final = 7.0
-#: The same while ramping: the version has just been found bad, so less is needed to doubt it again.
-RAMP_TRIP: Final = 4.0
-#: Evidence for the version that ends a step of the ramp: one bad version in e³ = 20 gets by, per step.
+#: The same in a step of the ramp that is not cleared yet: the version has just been found bad, so less is needed to
+#: doubt it again. Three straight failures are.
+RAMP_TRIP: Final = 4.5
+#: Evidence for the version that clears a step of the ramp: one bad version in e³ = 20 gets by, per step.
 PASS: Final = 3.0
 #: Shares of its weight that a recovering version gets, step by step.
 RAMP: Final = (0.01, 0.1, 0.25, 0.5, 1.0)
@@ -66,6 +67,7 @@ class Breaker:
     its cause in words; `until`: when an open breaker starts to ramp; `evidence`: the CUSUM so far, 0 .. `TRIP`."""
 
     __slots__ = (
+        "_cleared",
         "_down",
         "_in_a_row",
         "_opened_for",
@@ -100,6 +102,7 @@ class Breaker:
         self.calls = 0
         self.failures = 0
         self._ratio = 0.0
+        self._cleared = False
         self._step_since = 0.0
         self._in_a_row = 0
         self._opened_for = 0.0
@@ -171,13 +174,17 @@ class Breaker:
             self.failures += 1
             self._ratio += self._up
             self.evidence += self._up
-            if self.evidence >= RAMP_TRIP:
+            # A busy version has thousands of calls between the verdict and the end of the step: judged as if closed,
+            # or about one good version in two would trip by chance.
+            if self.evidence >= (TRIP if self._cleared else RAMP_TRIP):
                 share = RAMP[self.step]
                 self._trip(f"{self.failures} of {self.calls} calls failed at {share:.0%} of its weight", now)
                 return True
         else:
             self._ratio -= self._down
             self.evidence = max(0.0, self.evidence - self._down)
+            if self._ratio <= -PASS:
+                self._cleared = True
             self._advance(now)
         return False
 
@@ -193,7 +200,7 @@ class Breaker:
             return
         # Too little traffic to be judged on: more of it is the only way to learn, but not for the last step.
         patient = lasted >= self.spec.open and self._ratio <= 0.0 and self.step < len(RAMP) - 1
-        if self._ratio > -PASS and not patient:
+        if not self._cleared and not patient:
             return
         if self.step == len(RAMP) - 1:
             self._enter("passed", f"{self.calls - self.failures} of {self.calls} calls were good", now)
@@ -223,4 +230,5 @@ class Breaker:
         self.failures = 0
         self.evidence = 0.0
         self._ratio = 0.0
+        self._cleared = False
         self._step_since = now

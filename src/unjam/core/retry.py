@@ -39,7 +39,8 @@ class RetryBudget:
         """May one more request be tried again now? True spends one retry."""
         if now >= self._edge:
             self._roll(now)
-        if self._left() < 1.0:
+        # With 0.2 × 5 requests a retry is 1, not 0.9999….
+        if self._left() < 1.0 - 1e-9:
             return False
         self._retries[self._slot] += 1
         return True
@@ -51,8 +52,7 @@ class RetryBudget:
         return max(0.0, self._left())
 
     def _left(self) -> float:
-        # The tiny addend keeps 0.2 × 5 from being 0.9999… of a retry.
-        return self.spec.budget * sum(self._requests) + self.spec.floor * WINDOW - sum(self._retries) + 1e-9
+        return self.spec.budget * sum(self._requests) + self.spec.floor * WINDOW - sum(self._retries)
 
     def _roll(self, now: float) -> None:
         second = int(now // 1.0)

@@ -1,0 +1,300 @@
+"""Quota: never more admitted than the provider allows, nothing lost, nothing given back twice."""
+
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unjam.core.quota import BLOCK_MOST, Region, Reservation
+from unjam.core.spec import RegionSpec
+
+TPM = 600.0  # ten tokens a second: with a burst of 60 s, 600 tokens at once
+BURST = 60.0
+INTERVAL = 60.0 / TPM
+
+
+def region(tokens: float | None = TPM, requests: float | None = None, burst: float = BURST) -> Region:
+    return Region(RegionSpec("r", tokens_per_minute=tokens, requests_per_minute=requests, burst=burst))
+
+
+def reserved(answer: Reservation | float) -> Reservation:
+    assert isinstance(answer, Reservation), f"refused for {answer} s"
+    return answer
+
+
+def debt(history: list[list[float]], now: float) -> float:
+    """Seconds owed at `now` after [time, units] in order of time, worked out from the beginning every time."""
+    owed, last = 0.0, 0.0
+    for time, units in history:
+        owed = max(0.0, owed - (time - last)) + units * INTERVAL
+        last = time
+    return max(0.0, owed - (now - last))
+
+
+def test_the_burst_at_once_then_the_rate() -> None:
+    quota = region()
+    reserved(quota.reserve(600.0, 0.0))
+    assert quota.reserve(50.0, 0.0) == pytest.approx(5.0)
+    assert quota.headroom(0.0) == 0.0
+    assert quota.headroom(30.0) == pytest.approx(0.5)
+    reserved(quota.reserve(50.0, 5.0))
+
+
+def test_requests_are_counted_too_and_a_refusal_takes_nothing() -> None:
+    quota = region(requests=2.0)
+    reserved(quota.reserve(10.0, 0.0))
+    reserved(quota.reserve(10.0, 0.0))
+    before = quota.left(0.0)
+    assert quota.reserve(10.0, 0.0) == pytest.approx(30.0)
+    assert quota.left(0.0) == before
+    reserved(quota.reserve(10.0, 30.0))
+
+
+def test_unlimited_is_unlimited() -> None:
+    quota = region(tokens=None)
+    for _ in range(1000):
+        reserved(quota.reserve(1e9, 0.0))
+    assert quota.headroom(0.0) == 1.0
+    assert quota.left(0.0) == (None, None)
+
+
+def test_more_than_the_burst_never_fits() -> None:
+    assert region().reserve(601.0, 0.0) == inf
+    reserved(region().reserve(600.0, 0.0))
+
+
+def test_what_was_not_used_comes_back_once() -> None:
+    quota = region()
+    claim = reserved(quota.reserve(500.0, 0.0))
+    quota.settle(claim, 100.0, 0.0)
+    quota.settle(claim, 0.0, 0.0)
+    assert quota.left(0.0)[0] == pytest.approx(500.0)
+
+
+def test_what_was_used_beyond_the_estimate_is_charged() -> None:
+    quota = region()
+    claim = reserved(quota.reserve(500.0, 0.0))
+    quota.settle(claim, 900.0, 0.0)
+    assert quota.headroom(0.0) == 0.0
+    # 300 more than the burst are owed: nothing for 30 s, one token then.
+    assert quota.reserve(1.0, 0.0) == pytest.approx(30.1)
+
+
+def test_unknown_use_keeps_the_reservation() -> None:
+    quota = region()
+    quota.settle(reserved(quota.reserve(500.0, 0.0)), None, 0.0)
+    assert quota.left(0.0)[0] == pytest.approx(100.0)
+
+
+def test_what_time_has_refilled_is_not_refunded_again() -> None:
+    quota = region()
+    old = reserved(quota.reserve(600.0, 0.0))
+    # At 60 s all is refilled, and spent anew by somebody else. The old refund must not pay for that.
+    reserved(quota.reserve(600.0, 60.0))
+    quota.settle(old, 0.0, 60.0)
+    assert quota.left(60.0)[0] == pytest.approx(0.0)
+
+
+def test_a_long_stream_is_charged_in_the_minute_it_spends() -> None:
+    quota = region()
+    claim = reserved(quota.reserve(100.0, 0.0))
+    quota.charge(claim, 80.0, 600.0)
+    assert quota.headroom(600.0) == 1.0
+    quota.charge(claim, 400.0, 600.0)
+    assert quota.left(600.0)[0] == pytest.approx(300.0)
+    quota.charge(claim, 400.0, 600.0)
+    assert quota.left(600.0)[0] == pytest.approx(300.0)
+    quota.settle(claim, 450.0, 600.0)
+    assert quota.left(600.0)[0] == pytest.approx(250.0)
+    quota.charge(claim, 9999.0, 600.0)
+    assert quota.left(600.0)[0] == pytest.approx(250.0)
+
+
+def test_a_call_never_made_gives_back_its_request_too() -> None:
+    quota = region(requests=1.0)
+    claim = reserved(quota.reserve(600.0, 0.0))
+    assert quota.reserve(1.0, 0.0) == pytest.approx(60.0)
+    quota.release(claim, 0.0)
+    quota.release(claim, 0.0)
+    reserved(quota.reserve(600.0, 0.0))
+    assert quota.reserve(0.0, 0.0) == pytest.approx(60.0)
+
+
+def test_the_provider_lowers_the_view_at_once_and_never_raises_it() -> None:
+    quota = region(requests=60.0)
+    quota.heed(remaining_tokens=50.0, now=0.0)
+    assert quota.left(0.0)[0] == pytest.approx(50.0)
+    quota.heed(remaining_tokens=500.0, remaining_requests=1e9, now=0.0)
+    assert quota.left(0.0)[0] == pytest.approx(50.0)
+    quota.heed(remaining_requests=3.0, now=0.0)
+    assert quota.left(0.0)[1] == pytest.approx(3.0)
+
+
+def test_a_refund_does_not_undo_what_the_provider_said() -> None:
+    quota = region()
+    claim = reserved(quota.reserve(300.0, 0.0))
+    quota.heed(remaining_tokens=0.0, now=1.0)
+    quota.settle(claim, 0.0, 1.0)
+    assert quota.left(1.0)[0] == pytest.approx(0.0)
+    # What is reserved later comes back as ever.
+    later = reserved(quota.reserve(300.0, 31.0))
+    quota.settle(later, 0.0, 31.0)
+    assert quota.left(31.0)[0] == pytest.approx(300.0)
+
+
+def test_nothing_left_until_a_late_reset() -> None:
+    quota = region()
+    quota.heed(remaining_tokens=0.0, reset=600.0, now=0.0)
+    assert quota.reserve(1.0, 0.0) == pytest.approx(540.1)
+
+
+def test_an_unlimited_dimension_waits_for_the_reset() -> None:
+    quota = region(tokens=None)
+    quota.heed(remaining_tokens=0.0, reset=7.0, now=0.0)
+    assert quota.reserve(1.0, 0.0) == pytest.approx(7.0)
+    quota = region(tokens=None)
+    quota.heed(remaining_requests=0.0, now=0.0)
+    assert quota.reserve(1.0, 0.0) == pytest.approx(1.0)
+    quota = region(tokens=None)
+    quota.heed(remaining_requests=10.0, reset=60.0, now=0.0)
+    reserved(quota.reserve(1.0, 0.0))
+
+
+def test_retry_after_blocks_until_then() -> None:
+    quota = region()
+    quota.heed(retry_after=20.0, now=100.0)
+    quota.heed(retry_after=5.0, now=100.0)
+    assert quota.headroom(119.0) == 0.0
+    assert quota.reserve(1.0, 110.0) == pytest.approx(10.0)
+    reserved(quota.reserve(1.0, 120.0))
+
+
+@pytest.mark.parametrize("nonsense", [float("nan"), inf, -1.0, 1e300])
+def test_nonsense_from_a_provider_neither_raises_nor_blocks_for_ever(nonsense: float) -> None:
+    quota = region(requests=60.0)
+    quota.heed(remaining_tokens=nonsense, remaining_requests=nonsense, reset=nonsense, retry_after=nonsense, now=0.0)
+    assert 0.0 <= quota.headroom(0.0) <= 1.0
+    reserved(quota.reserve(1.0, 2 * BLOCK_MOST))
+
+
+def test_new_limits_keep_what_was_spent() -> None:
+    quota = region()
+    reserved(quota.reserve(300.0, 0.0))
+    quota.configure(RegionSpec("r", tokens_per_minute=1200.0, requests_per_minute=10.0, burst=60.0), 0.0)
+    assert quota.left(0.0) == pytest.approx((900.0, 10.0))
+    quota.configure(RegionSpec("r"), 0.0)
+    assert quota.left(0.0) == (None, None)
+
+
+@pytest.mark.parametrize(("tokens", "burst"), [(0.0, 60.0), (-1.0, 60.0), (100.0, 0.0), (inf, 60.0)])
+def test_impossible_limits_are_refused(tokens: float, burst: float) -> None:
+    with pytest.raises(ValueError, match="quota"):
+        region(tokens=tokens, burst=burst)
+
+
+gaps = st.one_of(st.just(0.0), st.floats(min_value=0.0, max_value=100.0))
+units = st.floats(min_value=0.0, max_value=700.0)
+
+
+@given(st.lists(st.tuples(gaps, units), max_size=60))
+def test_in_no_window_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> None:
+    quota = region()
+    now = 0.0
+    admitted: list[tuple[float, float]] = []
+    for gap, tokens in steps:
+        now += gap
+        answer = quota.reserve(tokens, now)
+        if isinstance(answer, Reservation):
+            admitted.append((now, tokens))
+    for i, (start, _) in enumerate(admitted):
+        total = 0.0
+        for end, tokens in admitted[i:]:
+            total += tokens
+            assert total <= (BURST + end - start) / INTERVAL + 1e-4
+
+
+@given(st.lists(st.tuples(gaps, units), max_size=40))
+def test_a_refusal_is_needed_and_its_wait_is_enough_and_not_too_long(steps: list[tuple[float, float]]) -> None:
+    quota = region()
+    now = 0.0
+    history: list[list[float]] = []
+    for gap, tokens in steps:
+        now += gap
+        answer = quota.reserve(tokens, now)
+        late = debt(history, now) + tokens * INTERVAL - BURST
+        if isinstance(answer, Reservation):
+            assert late <= 1e-5
+            history.append([now, tokens])
+        elif answer == inf:
+            assert tokens * INTERVAL > BURST
+        else:
+            assert answer == pytest.approx(late, abs=1e-6)
+            now += answer
+            reserved(quota.reserve(tokens, now))
+            history.append([now, tokens])
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["reserve", "settle", "settle", "charge"]),
+        gaps,
+        units,
+        st.integers(min_value=0, max_value=10**6),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=300)
+@given(actions)
+def test_with_refunds_and_charges_the_view_is_never_rosier_than_the_truth(
+    steps: list[tuple[str, float, float, int]],
+) -> None:
+    """The truth: every reservation had been made for what it was settled at, and every charge when it was made."""
+    quota = region()
+    now = 0.0
+    history: list[list[float]] = []
+    claims: list[tuple[Reservation, list[float]]] = []
+    refunds = 0
+    for what, gap, amount, which in steps:
+        now += gap
+        if what == "reserve":
+            answer = quota.reserve(amount, now)
+            if isinstance(answer, Reservation):
+                entry = [now, amount]
+                history.append(entry)
+                claims.append((answer, entry))
+        elif claims:
+            claim, entry = claims[which % len(claims)]
+            if what == "charge":
+                if claim.open and amount > claim.tokens:
+                    history.append([now, amount - claim.tokens])
+                quota.charge(claim, amount, now)
+            else:
+                if claim.open and amount > claim.tokens:
+                    history.append([now, amount - claim.tokens])
+                elif claim.open and claim.tokens == entry[1]:
+                    entry[1] = amount
+                    refunds += 1
+                elif claim.open:
+                    amount = claim.tokens  # charged on the way: the provider's count cannot fall below that
+                quota.settle(claim, amount, now)
+                assert not claim.open
+        left = quota.left(now)[0]
+        assert left is not None
+        assert 0.0 <= left <= TPM * BURST / 60.0 + 1e-6
+        assert 0.0 <= quota.headroom(now) <= 1.0
+        owed = quota._tokens.debt(now)
+        truth = debt(history, now)
+        assert owed >= truth - 1e-6
+        # Merged marks make refunds a little smaller: by a 256th of the burst each, at most.
+        assert owed <= truth + refunds * BURST / 256.0 + 1e-6
+    assert len(quota._tokens._marks) <= 300
+
+
+def test_marks_stay_few_under_rising_load() -> None:
+    quota = region(tokens=6e6)
+    for i in range(100_000):
+        quota.reserve(101.0, i * 1e-3)
+    assert len(quota._tokens._marks) <= 257
