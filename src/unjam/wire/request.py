@@ -158,12 +158,13 @@ class RequestReader:
     """Reads request heads off one client connection; reused for each request. After `feed` returned a head, `rest`
     holds the bytes behind it: the body, or the next request. After `Malformed` nothing more may be fed."""
 
-    __slots__ = ("_fast", "_limits", "_scanner", "_skipped", "rest")
+    __slots__ = ("_fast", "_limits", "_most", "_scanner", "_skipped", "rest")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         # A head this short can break no limit of size.
         self._fast = min(limits.line, limits.head) - 4
+        self._most = limits.fields + 1
         self._scanner: Scanner | None = None
         self._skipped = False
         self.rest = b""
@@ -179,7 +180,7 @@ class RequestReader:
             head, end, rest = data.partition(b"\r\n\r\n")
             if end and len(head) <= self._fast:
                 lines = head.split(b"\r\n")
-                if len(lines) <= self._limits.fields + 1:
+                if len(lines) <= self._most:
                     try:
                         result = build(lines)
                     except Malformed:

@@ -112,11 +112,12 @@ class ResponseHead:
 class ResponseReader:
     """Reads response heads off one endpoint connection. After a head, `rest` holds the bytes behind it."""
 
-    __slots__ = ("_fast", "_limits", "_scanner", "rest")
+    __slots__ = ("_fast", "_limits", "_most", "_scanner", "rest")
 
     def __init__(self, limits: Limits = RESPONSE_LIMITS) -> None:
         self._limits = limits
         self._fast = min(limits.line, limits.head) - 4
+        self._most = limits.fields + 1
         self._scanner: Scanner | None = None
         self.rest = b""
 
@@ -135,7 +136,7 @@ class ResponseReader:
             head, end, rest = data.partition(b"\r\n\r\n")
             if end and len(head) <= self._fast:
                 lines = head.split(b"\r\n")
-                if len(lines) <= self._limits.fields + 1:
+                if len(lines) <= self._most:
                     try:
                         result = build(lines)
                     except Malformed:
