@@ -24,7 +24,7 @@ MOST: Final = 4 * 3600.0
 _SHIFT: Final = -log(LEAST) * _PER_LOG
 _BINS: Final = ceil(log(MOST / LEAST) * _PER_LOG) + 1
 #: The value of a bin is the one with the least relative error, 4.8 % at its edges (DDSketch, equation 3).
-_VALUES: Final = tuple(LEAST * _GROWTH**i * 2.0 * _GROWTH / (1.0 + _GROWTH) for i in range(_BINS))
+_VALUES: Final = tuple(min(MOST, LEAST * _GROWTH**i * 2.0 * _GROWTH / (1.0 + _GROWTH)) for i in range(_BINS))
 
 #: The memory of a bucket: an observation weighs 1/e of a new one after this many more.
 MEMORY: Final = 256
@@ -64,7 +64,7 @@ class Histogram:
     """Faded counts by bin, and what follows from them: `p50`, `p90` and `mean`, worked out anew every few observations.
 
     Observations between two refreshes weigh the same; each block weighs more than the one before. `seen`: observations
-    ever; `weight`: the same, faded, at most `MEMORY`; both as of the last refresh.
+    ever; `weight`: the same, faded, about `MEMORY` at most; both as of the last refresh.
     """
 
     __slots__ = ("_bins", "_block", "_due", "_newest", "_sum", "mean", "p50", "p90", "seen", "weight")
