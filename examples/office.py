@@ -28,6 +28,7 @@ def main() -> None:
     slots = Slots(options.slots)
     audits = auditor.Auditor(workers=1, pace=options.page_pace)
     with audits.pool:
+        audits.pool.submit(auditor.count_pages, str(options.document))  # starts a worker
         jobs = [
             *hello.routes(slots),
             *script_runner.routes(slots),
