@@ -58,13 +58,15 @@ _SECRET = (
     b"signature",
     b"jwt",
 )
-#: Lines with these names are new in almost every message: remembering them would only push others out.
+#: Lines with these names are new in almost every message, so that remembering them would only push others out; or they
+#: have carried secrets without saying so (Sec-WebSocket-Protocol, Referer).
 _VARYING = frozenset(
     b"age etag expires if-none-match last-event-id last-modified content-md5 content-range range server-timing"
     b" traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-amzn-trace-id x-cloud-trace-context x-request-id"
     b" x-correlation-id request-id idempotency-key x-request-start x-runtime x-response-time"
     b" x-envoy-upstream-service-time openai-processing-ms cf-ray endpoint-load-metrics endpoint-load-metrics-json"
-    b" endpoint-load-metrics-bin x-unjam-deadline".split()
+    b" endpoint-load-metrics-bin x-unjam-deadline x-forwarded-for forwarded x-real-ip referer location link"
+    b" content-disposition sec-websocket-protocol".split()
 )
 _VARYING_PREFIXES = (b"x-ratelimit-remaining", b"x-ratelimit-reset", b"anthropic-ratelimit-")
 
@@ -89,15 +91,16 @@ class Field:
 
 class LineTable:
     """Classifies the field lines of one direction. `kinds` names the fields that are not PLAIN; `prefixes` does so by
-    the start of the name. Not thread-safe beyond what the GIL gives: use one event loop per process."""
+    the start of the name; `shadows`: refuse names that a server which reads '_' as '-' would take for one of them. Not
+    thread-safe beyond what the GIL gives: use one event loop per process."""
 
-    __slots__ = ("_kinds", "_names", "_old", "_prefixes", "_shadowed", "young")
+    __slots__ = ("_kinds", "_names", "_old", "_prefixes", "_shadowed", "_shadowed_prefixes", "young")
 
-    def __init__(self, kinds: Mapping[bytes, int], prefixes: Mapping[bytes, int]) -> None:
+    def __init__(self, kinds: Mapping[bytes, int], prefixes: Mapping[bytes, int], shadows: bool) -> None:
         self._kinds = dict(kinds)
         self._prefixes = dict(prefixes)
-        #: Names whose spelling with '_' must not slip past us to a server that reads '_' as '-'.
-        self._shadowed = frozenset(kinds) | {b"content-type", b"content-encoding"}
+        self._shadowed = frozenset(kinds) | {b"content-type", b"content-encoding"} if shadows else frozenset()
+        self._shadowed_prefixes = tuple(prefixes) if shadows else ()
         self._names: dict[bytes, Field] = {}
         self.young: dict[bytes, Entry] = {}
         self._old: dict[bytes, Entry] = {}
@@ -175,7 +178,7 @@ class LineTable:
         lower = name.lower()
         if b"_" in lower:
             plain = lower.replace(b"_", b"-")
-            if plain in self._shadowed or any(plain.startswith(prefix) for prefix in self._prefixes):
+            if plain in self._shadowed or plain.startswith(self._shadowed_prefixes):
                 raise Malformed("shadow_name")
         field = Field(lower, self._kind(lower))
         if len(name) <= _NAME_MAX:

@@ -67,6 +67,7 @@ TABLE = LineTable(
         **dict.fromkeys(FOR_THE_GATEWAY, KNOWN),
     },
     {b"x-unjam-": KNOWN, b"x-forwarded-": KNOWN},
+    shadows=True,
 )
 
 #: The registered methods that servers know (IANA HTTP Method Registry), without the refused CONNECT and TRACE.

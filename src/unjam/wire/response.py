@@ -36,6 +36,7 @@ TABLE = LineTable(
         b"x-request-id": KNOWN,
     },
     {b"x-ratelimit-": BOTH, b"anthropic-ratelimit-": BOTH, b"x-unjam-": KNOWN, b"endpoint-load-metrics": KNOWN},
+    shadows=False,
 )
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?").fullmatch
