@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
-from math import ceil, inf, log, log2
+from math import ceil, frexp, inf, log
 from typing import Final, TypeAlias
 
 from unjam.core.spec import FAST, HEAVY
@@ -21,6 +21,7 @@ _PER_LOG: Final = 1.0 / log(_GROWTH)
 #: Seconds; shorter and longer work counts as this.
 LEAST: Final = 1e-3
 MOST: Final = 4 * 3600.0
+_SQRT_HALF: Final = 0.5**0.5
 _SHIFT: Final = -log(LEAST) * _PER_LOG
 _BINS: Final = ceil(log(MOST / LEAST) * _PER_LOG) + 1
 #: The value of a bin is the one with the least relative error, 4.8 % at its edges (DDSketch, equation 3).
@@ -303,8 +304,10 @@ class Estimator:
             lane_hint = None
         power = None
         if seconds_hint is not None and 0.0 < seconds_hint < inf:
-            power = round(log2(min(max(seconds_hint, LEAST), MOST)))
-        if power is None and lane_hint is None:
+            part, power = frexp(LEAST if seconds_hint < LEAST else MOST if seconds_hint > MOST else seconds_hint)
+            if part < _SQRT_HALF:
+                power -= 1
+        elif lane_hint is None:
             return self.bucket(features)
         key = (features, power, lane_hint)
         bucket = self._recent.get(key)
