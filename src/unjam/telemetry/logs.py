@@ -7,7 +7,9 @@ and says how many it left out. Logging never blocks and never raises: lines leav
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import threading
@@ -16,7 +18,6 @@ from base64 import b64encode
 from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
-import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
@@ -29,14 +30,35 @@ LEVELS = ("debug", "info", "warning", "error")
 
 REDACTED = "[redacted]"
 
-#: Fields whose values are never printed. Matches parts of snake, kebab and camel-case names.
-_SECRET_NAME = re.compile(
-    r"(?:^|[_\-.]|(?<=[a-z])(?=[A-Z]))(?:api_?keys?|keys?|tokens?|authorization|auth|secrets?|passw(?:or)?d|passphrase"
-    r"|credentials?|cookies?|bearer|signature)(?:$|[_\-.]|(?<=[a-z])(?=[A-Z]))",
-    re.IGNORECASE,
+#: A field is never printed when one of these is a word of its name, in snake, kebab or camel case.
+_SECRET_WORDS = frozenset(
+    [
+        "apikey",
+        "apikeys",
+        "auth",
+        "authorization",
+        "bearer",
+        "cookie",
+        "cookies",
+        "credential",
+        "credentials",
+        "key",
+        "keys",
+        "passphrase",
+        "passwd",
+        "password",
+        "passwords",
+        "secret",
+        "secrets",
+        "signature",
+        "token",
+        "tokens",
+    ]
 )
-#: Counts and names that only sound like credentials.
-_HARMLESS = frozenset({"key_count", "token_count", "tokens_per_minute", "tokens_used", "config_key"})
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_WORD = re.compile(r"[^_\-. ]+")
+#: Names that only sound like it.
+_HARMLESS = frozenset({"config_key", "tokens_per_minute", "tokens_used"})
 #: A credential inside a text: an Authorization value, or the user part of a URL.
 _SECRET_TEXT = re.compile(
     r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}|(?<=://)[^/\s@\"']+(?=@)|\bsk-[A-Za-z0-9_-]{8,}"
@@ -73,7 +95,7 @@ def scrub(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    return _SECRET_NAME.search(name) is not None and name not in _HARMLESS
+    return name not in _HARMLESS and not _SECRET_WORDS.isdisjoint(_WORD.findall(_CAMEL.sub("_", name).lower()))
 
 
 def _redacted_field(name: str, value: Any, depth: int = 0) -> Any:
@@ -83,8 +105,11 @@ def _redacted_field(name: str, value: Any, depth: int = 0) -> Any:
 def _redacted(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return scrub(value)
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, float):
+        # JSON has no word for infinity.
+        return value if math.isfinite(value) else str(value)
     if depth > 6:
         return "…"
     if isinstance(value, MutableMapping):
@@ -118,18 +143,8 @@ def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 
 def _to_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
     line = {"time": event.pop("timestamp", None), "level": event.pop("level", method), "event": event.pop("event", "")}
-    line.update(event)
-    text = msgspec.json.encode(_redacted(line), enc_hook=str).decode()
-    return "".join(c if " " <= c <= "~" else _unicode_escape(c) for c in text) if not _plain(text) else text
-
-
-def _plain(text: str) -> bool:
-    return text.isascii() and "\x7f" not in text
-
-
-def _unicode_escape(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2))
+    # ensure_ascii also escapes DEL, C1 controls, bidirectional marks and lone surrogates.
+    return json.dumps({**line, **event}, ensure_ascii=True, default=str)
 
 
 class _SinkLogger:

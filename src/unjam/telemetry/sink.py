@@ -70,16 +70,7 @@ class Sink:
 
     def write(self, data: bytes) -> int:
         """Queue whole lines (each ends with a newline) and write what the other side takes. Returns lines dropped."""
-        dropped = 0
-        room = self.limit - len(self._buffer)
-        if len(data) > room:
-            self.flush()
-            room = self.limit - len(self._buffer)
-            if len(data) > room:
-                keep = data.rfind(b"\n", 0, max(0, room)) + 1
-                dropped = data.count(b"\n", keep)
-                data = data[:keep]
-                self.dropped += dropped
+        before = self.dropped
         if not self._buffer and self._poll is None:
             # The usual case, a healthy file: straight through.
             try:
@@ -89,9 +80,16 @@ class Sink:
         self._buffer += data
         if self._buffer or self.trouble is not None:
             self.flush()
-        if dropped and self.trouble is None:
-            self._fail("lines came faster than they could be written")
-        return dropped
+            if len(self._buffer) > self.limit:
+                self._trim()
+        return self.dropped - before
+
+    def _trim(self) -> None:
+        """Drop the newest whole lines that do not fit. The first may be half written already: that one stays."""
+        buffer = self._buffer
+        keep = max(buffer.rfind(b"\n", 0, self.limit), buffer.find(b"\n")) + 1
+        self.dropped += buffer.count(b"\n", keep)
+        del buffer[keep:]
 
     def flush(self) -> None:
         """Write what waits, as far as the other side takes it."""

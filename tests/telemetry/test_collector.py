@@ -1,0 +1,234 @@
+"""The metrics page: valid in both formats, complete, and cut into pieces that do not hold up the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from unjam.core.model import Outcome
+from unjam.telemetry.collector import PIECE, Collector, render, render_slowly
+from unjam.telemetry.metrics import SECONDS, GatewayStats
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def endpoint(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "url": name,
+        "region": "us",
+        "slots": 8,
+        "inflight": 3,
+        "heavy": 1,
+        "avail": 3.5,
+        "healthy": True,
+        "ejected": False,
+        "draining": False,
+        **changes,
+    }
+
+
+def snapshot(endpoints: int = 2) -> dict[str, Any]:
+    return {
+        "leases": 6,
+        "services": {
+            "auditor": {
+                "queue": {"fast": 1, "heavy": 2},
+                "versions": {
+                    "v7": {
+                        "weight": 90.0,
+                        "breaker": {"state": "ramping", "share": 0.25},
+                        "endpoints": [endpoint(f"http://10.0.{n // 256}.{n % 256}:9000") for n in range(endpoints)],
+                    }
+                },
+            }
+        },
+        "regions": {"us": {"headroom": 0.75}},
+    }
+
+
+def stats() -> GatewayStats:
+    stats = GatewayStats()
+    stats.connections_open = 5
+    stats.requests_total = 12
+    stats.reject("bad_host")
+    service = stats.service("auditor")
+    service.finished(True, Outcome.OK, 95.0, 0.34, 1.25)
+    service.finished(False, Outcome.OK, 0.004, 0.0, 0.003)
+    service.finished(False, Outcome.TIMEOUT, 9999.0, 0.0, -1.0)
+    service.shed("queue_full")
+    return stats
+
+
+def families(collector: Collector, accept: str = "") -> dict[str, Metric]:
+    body, _ = render(collector, accept)
+    parse = parse_openmetrics if accept else parse_text
+    found = list(parse(body.decode()))
+    names = [family.name for family in found]
+    assert len(names) == len(set(names)), "a family is split"
+    return {family.name: family for family in found}
+
+
+def value(found: dict[str, Metric], name: str, **labels: str) -> float:
+    family = re.sub(r"_(total|bucket|sum|count)$", "", name)
+    samples = [s for s in found[family].samples if s.name == name and s.labels == labels]
+    assert len(samples) == 1, (name, labels, found[family].samples)
+    return float(samples[0].value)
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_values_arrive(accept: str) -> None:
+    found = families(Collector(stats(), snapshot()), accept)
+    lane = {"service": "auditor", "lane": "fast"}
+    assert value(found, "unjam_requests_total", **lane, outcome="ok") == 1
+    assert value(found, "unjam_requests_total", **lane, outcome="truncated") == 0
+    assert value(found, "unjam_request_seconds_count", **lane) == 2
+    assert value(found, "unjam_request_seconds_sum", **lane) == pytest.approx(9999.004)
+    assert value(found, "unjam_first_byte_seconds_count", **lane) == 1
+    assert value(found, "unjam_sheds_total", service="auditor", reason="queue_full") == 1
+    assert value(found, "unjam_rejects_total", reason="bad_host") == 1
+    assert value(found, "unjam_connections") == 5
+    assert value(found, "unjam_leases") == 6
+    assert value(found, "unjam_queue_length", service="auditor", lane="heavy") == 2
+    assert value(found, "unjam_version_weight", service="auditor", version="v7") == 90
+    assert value(found, "unjam_breaker_state", service="auditor", version="v7", state="ramping") == 1
+    assert value(found, "unjam_breaker_state", service="auditor", version="v7", state="open") == 0
+    assert value(found, "unjam_breaker_share", service="auditor", version="v7") == 0.25
+    where = {"service": "auditor", "version": "v7", "endpoint": "http://10.0.0.1:9000"}
+    assert value(found, "unjam_endpoint_inflight", **where) == 3
+    assert value(found, "unjam_endpoint_available", **where) == 3.5
+    assert value(found, "unjam_endpoint_healthy", **where) == 1
+    assert value(found, "unjam_region_headroom", region="us") == 0.75
+    assert value(found, "unjam_open_fds") > 0
+    assert value(found, "unjam_max_fds") > value(found, "unjam_open_fds")
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_histogram_buckets_are_cumulative_and_end_with_the_count(accept: str) -> None:
+    found = families(Collector(stats(), {}), accept)
+    buckets = [
+        (float(s.labels["le"]), s.value)
+        for s in found["unjam_request_seconds"].samples
+        if s.name.endswith("_bucket") and s.labels["lane"] == "fast"
+    ]
+    assert [bound for bound, _ in buckets] == [*SECONDS, math.inf]
+    counts = [n for _, n in buckets]
+    assert counts == sorted(counts)
+    assert counts[-1] == 2
+    assert dict(buckets)[0.005] == 1
+
+
+def comparable(family: Metric) -> list[tuple[str, list[tuple[str, str]], float]]:
+    return sorted((s.name, sorted(s.labels.items()), float(s.value)) for s in family.samples)
+
+
+def test_our_pages_mean_what_prometheus_clients_own_writer_says() -> None:
+    registry = CollectorRegistry()
+    registry.register(Collector(stats(), snapshot()))
+    theirs = {family.name: family for family in parse_text(generate_latest(registry).decode())}
+    ours = families(Collector(stats(), snapshot()))
+    assert set(ours) == set(theirs)
+    volatile = {"unjam_cpu_seconds", "unjam_resident_bytes", "unjam_open_fds"}
+    for name in set(ours) - volatile:
+        assert ours[name].type == theirs[name].type
+        assert ours[name].documentation == theirs[name].documentation
+        assert comparable(ours[name]) == comparable(theirs[name]), name
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    body, content_type = render(Collector(stats(), snapshot()))
+    assert content_type.startswith("text/plain; version=0.0.4")
+    for family in families(Collector(stats(), snapshot())).values():
+        assert re.fullmatch(r"unjam_[a-z][a-z_]*[a-z]", family.name)
+        assert family.documentation
+        assert family.documentation.endswith(".")
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_ms", "_milliseconds"))
+        for sample in family.samples:
+            assert family.type != "counter" or sample.name.endswith("_total")
+            assert all(re.fullmatch(r"[a-z_]+", label) for label in sample.labels)
+    assert body.endswith(b"\n")
+
+
+def test_openmetrics_is_served_to_those_who_ask() -> None:
+    body, content_type = render(Collector(stats(), {}), OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_odd_names_from_the_configuration_are_escaped() -> None:
+    odd = 'a"b\\c\nd'
+    gateway = GatewayStats()
+    gateway.service(odd)
+    shot = {"services": {odd: {"queue": {"fast": 1}, "versions": {}}}}
+    for accept in ("", OPENMETRICS):
+        assert value(families(Collector(gateway, shot), accept), "unjam_queue_length", service=odd, lane="fast") == 1
+
+
+def test_an_endpoint_listed_twice_does_not_spoil_the_page() -> None:
+    shot = snapshot()
+    listed = shot["services"]["auditor"]["versions"]["v7"]["endpoints"]
+    listed.append(dict(listed[0]))
+    assert len(families(Collector(stats(), shot))["unjam_endpoint_slots"].samples) == 2
+
+
+def test_a_missing_part_of_the_snapshot_is_left_out_not_invented() -> None:
+    found = families(
+        Collector(GatewayStats(), {"services": {"a": {"versions": {"v1": {"endpoints": [{"name": "x"}]}}}}})
+    )
+    assert found["unjam_endpoint_inflight"].samples == []
+    assert "unjam_leases" not in found
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_ten_thousand_endpoints_come_in_pieces(accept: str) -> None:
+    collector = Collector(stats(), snapshot(10_000))
+    assert max(len(piece.rows) for piece in collector.pieces()) <= PIECE
+
+    async def main() -> tuple[bytes, int]:
+        turns = 0
+        done = False
+
+        async def other_work() -> None:
+            nonlocal turns
+            while not done:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other_work())
+        body, _ = await render_slowly(collector, accept)
+        done = True
+        await task
+        return body, turns
+
+    body, turns = asyncio.run(main())
+    assert turns > 70_000 / PIECE / 2
+    parse = parse_openmetrics if accept else parse_text
+    found = {family.name: family for family in parse(body.decode())}
+    assert len(found["unjam_endpoint_slots"].samples) == 10_000
+
+
+def test_every_metric_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    for family in families(Collector(stats(), snapshot())).values():
+        name = family.name + "_total" if family.type == "counter" else family.name
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        shown = name + ("{" + ",".join(labels) + "}" if labels else "")
+        rows = re.findall(rf"^\| `({name}[^`]*)`", page, re.MULTILINE)
+        assert len(rows) == 1, f"docs/observability.md needs one row for {shown}"
+        documented = rows[0].removeprefix(name).strip("{}")
+        assert sorted(filter(None, documented.split(","))) == labels, f"docs/observability.md: {shown}"
+
+
+def test_no_documented_metric_is_gone() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    documented = {re.sub(r"_total$", "", name) for name in re.findall(r"^\| `(unjam_\w+)", page, re.MULTILINE)}
+    assert documented == set(families(Collector(stats(), snapshot())))
