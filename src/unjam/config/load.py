@@ -119,7 +119,11 @@ class _Source:
 def _build(data: Any, overrides: Mapping[str, Any], source: _Source, problems: list[Problem]) -> Config:
     if source.base is not None:
         _resolve_files(data, source.base)
-    data.update(overrides)
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            data[key] = {**data[key], **value}
+        else:
+            data[key] = value
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

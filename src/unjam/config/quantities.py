@@ -12,7 +12,7 @@ import math
 import re
 from decimal import Decimal
 
-_DIGITS = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
+_DIGITS = r"[0-9]{1,20}(?:\.[0-9]{1,9})?"
 _NUMBER = re.compile(rf"{_DIGITS}\Z")
 _DURATION = re.compile(rf"(?:{_DIGITS}(?:ms|s|m|h|d))+\Z")
 _DURATION_PART = re.compile(rf"({_DIGITS})(ms|s|m|h|d)")
@@ -214,7 +214,7 @@ def number(value: object) -> float:
 
 
 def format_number(value: float) -> str:
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return f"{Decimal(repr(float(value))).normalize():f}"
 
 
 def switch(value: object) -> bool:

@@ -227,7 +227,7 @@ class Config(Model):
     listen: Annotated[tuple[Listen, ...], BeforeValidator(_listens)] = Field(
         (Listen(address=parse_listen("127.0.0.1:8080")),), description="Where clients connect: one or a list."
     )
-    admin: Annotated[Admin | None, off_means(None), short_for("listen")] = Field(
+    admin: Annotated[Admin | None, short_for("listen"), off_means(None)] = Field(
         Admin(), description="Dashboard, metrics, control API."
     )
     state: Annotated[State, PlainValidator(parse_state), Kind("URL", lambda state: str(state.url))] = Field(
@@ -239,7 +239,7 @@ class Config(Model):
     )
     keys: tuple[Key, ...] = Field((), description="API keys. None: no key is asked for.")
     limits: Limits = Field(Limits(), description="Bounds of what clients may send and hold.")
-    access_log: Annotated[AccessLog, off_means({"to": "off"}), short_for("to")] = Field(
+    access_log: Annotated[AccessLog, short_for("to"), off_means({"to": "off"})] = Field(
         AccessLog(), description="One line per request."
     )
     response_headers: Switch = Field(True, description="Send x-unjam-endpoint, -version, -lane and -queued-ms.")

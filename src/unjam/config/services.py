@@ -56,6 +56,7 @@ def _is_off(value: object) -> bool:
 
 
 def off_means(meaning: Any) -> BeforeValidator:
+    """Stands last in an annotation: pydantic runs the last one first."""
     return BeforeValidator(lambda value: meaning if _is_off(value) else value)
 
 
@@ -327,11 +328,11 @@ class Service(Model):
     )
     breaker: Annotated[Breaker, off_means({"enabled": False})] = Field(Breaker(), description="Per version.")
     ejection: Ejection = Field(Ejection(), description="Passive health, per endpoint.")
-    warm_up: Annotated[WarmUp, off_means({"window": 0}), short_for("window")] = Field(
+    warm_up: Annotated[WarmUp, short_for("window"), off_means({"window": 0})] = Field(
         WarmUp(), description="Slow start."
     )
     retry: Annotated[Retry, off_means({"attempts": 0})] = Field(Retry(), description="Before the first byte.")
-    health: Annotated[Health | None, off_means(None), short_for("path")] = Field(None, description="Active checks.")
+    health: Annotated[Health | None, short_for("path"), off_means(None)] = Field(None, description="Active checks.")
     fallback: Annotated[tuple[Annotated[FallbackStep, short_for("service")], ...], BeforeValidator(one_or_list)] = (
         Field((), description="Where callers go when every version is out, in order.")
     )

@@ -100,10 +100,12 @@ def written(root: Node, path: Path) -> Path:
     for place, part in enumerate(path):
         value = node.value
         if isinstance(value, dict):
+            if isinstance(part, int):
+                continue
             if part not in value:
                 return (*parts, *path[place:])
             parts.append(part)
-            node = value[str(part)][1]
+            node = value[part][1]
         elif isinstance(value, list):
             parts.append(part)
             if not isinstance(part, int) or part >= len(value):

@@ -1,0 +1,276 @@
+"""The `unjam` command. Each subcommand is a thin function here; the work is in the modules it imports when called."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unjam import __version__
+from unjam.cli.client import AdminClient
+from unjam.cli.trouble import REFUSED, USAGE, CliError, in_sentences, say
+
+app = typer.Typer(
+    name="unjam",
+    help="The load balancer for long-running AI agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+#: What `unjam serve` reads when it is told nothing else.
+DEFAULT_FILE = Path("unjam.yaml")
+
+AdminUrl = Annotated[
+    str, typer.Option("--admin", envvar="UNJAM_ADMIN", help="Address of the admin listener.", metavar="URL")
+]
+AdminToken = Annotated[
+    str | None,
+    typer.Option("--token", envvar="UNJAM_ADMIN_TOKEN", help="Admin token.", show_envvar=True, metavar="TOKEN"),
+]
+LOCAL_ADMIN = "http://127.0.0.1:8081"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"unjam {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@in_sentences
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration file; unjam.yaml when it is here.")
+    ] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="An endpoint, in place of a file. Repeat for more.", metavar="URL")
+    ] = None,
+    listen: Annotated[
+        list[str] | None, typer.Option("--listen", help="Where clients connect, over the file's.", metavar="ADDRESS")
+    ] = None,
+    admin: Annotated[
+        str | None, typer.Option("--admin", help="Where operators connect, or off, over the file's.", metavar="ADDRESS")
+    ] = None,
+    policy: Annotated[str | None, typer.Option("--policy", help="With --to: how to order endpoints.")] = None,
+    slots: Annotated[
+        int | None, typer.Option("--slots", help="With --to: concurrent requests per endpoint; more wait.", min=1)
+    ] = None,
+    access_log: Annotated[
+        str | None, typer.Option("--access-log", help="off, stdout or a file, over the file's.", metavar="WHERE")
+    ] = None,
+) -> None:
+    """Run a gateway.
+
+    SIGHUP reloads the file, SIGTERM and ctrl-C drain, a second one stops at once.
+    """
+    from unjam.cli.serve import Choices, run
+
+    code = run(
+        Choices(
+            config=config,
+            to=tuple(to or ()),
+            listen=tuple(listen or ()),
+            admin=admin,
+            policy=policy,
+            slots=slots,
+            access_log=access_log,
+        ),
+        os.environ,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+@in_sentences
+def check(
+    file: Annotated[Path, typer.Argument(help="Configuration file.")] = DEFAULT_FILE,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", "-r", help='Say what happens to a request, e.g. "POST /agents/auditor/x".'),
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help='With --request: "Name: value".', metavar="HEADER")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="With --request: the model in its JSON body.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and warnings.")] = False,
+) -> None:
+    """Read a configuration, say what is wrong with it, and explain what it does."""
+    from unjam.cli.explain import explain
+    from unjam.cli.match import explain_request
+    from unjam.config import load
+
+    if request is None and (header or model):
+        raise CliError("--header and --model describe a request: give --request too.", USAGE)
+    loaded = load(file, os.environ)
+    for warning in loaded.warnings:
+        say(f"warning: {file}:{warning.line}: {warning}")
+    if request is not None:
+        lines, taken = explain_request(loaded, request, header or [], model)
+        typer.echo("\n".join(lines))
+        if not taken:
+            raise typer.Exit(REFUSED)
+    elif not quiet:
+        typer.echo("\n".join(explain(loaded)))
+
+
+@app.command()
+@in_sentences
+def status(
+    admin: AdminUrl = LOCAL_ADMIN,
+    token: AdminToken = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The state as the gateway tells it.")] = False,
+) -> None:
+    """Show what runs where, who waits, and why."""
+    import json
+
+    from unjam.cli.status import show
+
+    state = _client(admin, token).get("/api/state")
+    if as_json:
+        typer.echo(json.dumps(state, indent=2))
+    else:
+        show(state)
+
+
+@app.command()
+@in_sentences
+def drain(
+    url: Annotated[str, typer.Argument(help="URL of the endpoint.")],
+    admin: AdminUrl = LOCAL_ADMIN,
+    token: AdminToken = None,
+) -> None:
+    """Let an endpoint finish what it runs and give it nothing new."""
+    _drain(url, True, _client(admin, token))
+
+
+@app.command()
+@in_sentences
+def undrain(
+    url: Annotated[str, typer.Argument(help="URL of the endpoint.")],
+    admin: AdminUrl = LOCAL_ADMIN,
+    token: AdminToken = None,
+) -> None:
+    """Give a drained endpoint work again."""
+    _drain(url, False, _client(admin, token))
+
+
+@app.command()
+@in_sentences
+def weight(
+    service: Annotated[str, typer.Argument(help="Name of the service.")],
+    version: Annotated[str, typer.Argument(help="Name of the version.")],
+    weight: Annotated[float, typer.Argument(help="Its share beside the other versions; 0 for none.", min=0)],
+    admin: AdminUrl = LOCAL_ADMIN,
+    token: AdminToken = None,
+) -> None:
+    """Set the weight of a version, until the next reload."""
+    body = {"service": service, "version": version, "weight": weight}
+    answer = _client(admin, token).post("/api/weight", body)
+    before = answer.get("before")
+    was = f" (was {before:g})" if isinstance(before, int | float) else ""
+    typer.echo(f"{service} {version} has weight {weight:g}{was} until the next reload.")
+
+
+@app.command()
+@in_sentences
+def breaker(
+    service: Annotated[str, typer.Argument(help="Name of the service.")],
+    version: Annotated[str, typer.Argument(help="Name of the version.")],
+    action: Annotated[str, typer.Argument(help="trip: out of traffic now. reset: back now.", metavar="trip|reset")],
+    admin: AdminUrl = LOCAL_ADMIN,
+    token: AdminToken = None,
+) -> None:
+    """Trip or reset the breaker of a version."""
+    if action not in ("trip", "reset"):
+        raise CliError(f"there is no action {action!r}: give trip or reset.", USAGE)
+    _client(admin, token).post("/api/breaker", {"service": service, "version": version, "action": action})
+    typer.echo(f"{service} {version} is {'out of traffic' if action == 'trip' else 'back in traffic'}.")
+
+
+@app.command()
+@in_sentences
+def reload(admin: AdminUrl = LOCAL_ADMIN, token: AdminToken = None) -> None:
+    """Have the gateway read its configuration file again, as SIGHUP does."""
+    _client(admin, token).post("/api/reload", {})
+    typer.echo("The new configuration is in force.")
+
+
+@app.command("hash-key")
+@in_sentences
+def hash_key(
+    generate: Annotated[bool, typer.Option("--generate", help="Make a new key and print it with its hash.")] = False,
+) -> None:
+    """Hash an API key for `keys:` of the configuration.
+
+    The key is asked for, or read from standard input; never given as an argument, where other users could see it.
+    """
+    from unjam.cli.keys import hash_of, new_key, read_key
+
+    if generate:
+        key = new_key()
+        typer.echo(f"key:  {key}")
+        typer.echo(f"hash: {hash_of(key)}")
+        say("keep the key: only its hash goes into the configuration, and it is not shown again.")
+        return
+    key = read_key()
+    typer.echo(hash_of(key))
+
+
+@app.command()
+@in_sentences
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Length of the comparison.", min=1, show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the traffic.", show_default=False)] = None,
+    stay: Annotated[bool, typer.Option("--stay/--no-stay", help="Keep everything up afterwards, to try it.")] = True,
+) -> None:
+    """Start agents, gateways and mixed traffic, and compare round robin with least_loaded."""
+    from unjam.cli.demo import run
+
+    options: dict[str, Any] = {"stay": stay}
+    if seconds is not None:
+        options["seconds"] = seconds
+    if seed is not None:
+        options["seed"] = seed
+    raise typer.Exit(run(**options))
+
+
+def _client(url: str, token: str | None) -> AdminClient:
+    client = AdminClient(url, token or None)
+    if client.bare_token:
+        say("warning: the admin token crosses the network without TLS.")
+    return client
+
+
+def _drain(url: str, draining: bool, client: AdminClient) -> None:
+    from unjam.config.address import parse_url
+    from unjam.config.quantities import BadValue
+
+    try:
+        name = parse_url(url).url
+    except BadValue as error:
+        raise CliError(f"{error.message}. {error.fix}", USAGE) from None
+    client.post("/api/drain", {"endpoint": name, "draining": draining})
+    typer.echo(f"{name} {'finishes what it runs and takes nothing new' if draining else 'takes new requests'}.")
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
