@@ -1,0 +1,535 @@
+"""The pipeline: match → lane → session → version → region → endpoint → admission → lease → outcome.
+
+Pure: `now` (monotonic seconds) and chance are arguments; nothing here waits, sends or reads a clock. Decisions are
+returned and the shell carries them out. Every request offered becomes exactly one lease, ticket or refusal; every
+ticket becomes one lease or refusal, or is cancelled; every lease ends once. A slot that is free and fits is never left
+beside one that waits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from unjam.core import lanes, refusals
+from unjam.core.endpoint import Endpoint, LeaseEnded, LoadReport
+from unjam.core.health import Health
+from unjam.core.match import Matcher
+from unjam.core.model import FAILURES, Lease, Outcome, Reason, Refusal, Request, Ticket
+from unjam.core.quota import Region, Reservation
+from unjam.core.snapshot import snapshot
+from unjam.core.topology import Applied, Reload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from unjam.core.estimator import Bucket
+    from unjam.core.service import Service, Version
+    from unjam.core.spec import Topology
+
+__all__ = ["Applied", "Balancer", "LeaseEnded", "LoadReport", "Rng"]
+
+NOTHING: Final[tuple[Lease, ...]] = ()
+#: How much of the predicted wait must lie before the deadline for a request to be refused at once on its account.
+SURE: Final = 0.5
+
+
+class Rng(Protocol):
+    """Where chance comes from: a `random.Random` with a seed of the caller's."""
+
+    def random(self) -> float: ...
+
+    def getrandbits(self, k: int, /) -> int: ...
+
+
+class Balancer:
+    """One per gateway. `services`, `regions`: by name, as configured; read them, change them through the methods."""
+
+    __slots__ = ("_health", "_leaving", "_matcher", "_quota_wait", "_reservation", "_rng", "regions", "services")
+
+    def __init__(self, rng: Rng) -> None:
+        self.services: dict[str, Service] = {}
+        self.regions: dict[str, Region] = {}
+        self._rng = rng
+        self._health = Health()
+        self._matcher = Matcher(())
+        #: Removed services on which something still runs.
+        self._leaving: list[Service] = []
+        # What `_choose` found out beside the endpoint: its claim on a quota, or the seconds until one could be had.
+        self._reservation: Reservation | None = None
+        self._quota_wait: float | None = None
+
+    # Configuration
+
+    def apply(self, topology: Topology, now: float) -> Applied:
+        """Take a new configuration. What waited for versions that are gone, and what fits new endpoints, is dispatched
+        by the next tick. Raises ValueError, before anything is changed, for what would break an invariant: names given
+        twice, an unknown policy, region or fallback, a fallback that loops."""
+        self._leaving = [service for service in self._leaving if service.live]
+        reload = Reload(self.services, self.regions, self._leaving, self._health, self._rng, now)
+        applied = reload.run(topology)
+        self._matcher = Matcher(tuple(self.services.values()))
+        return applied
+
+    def match(
+        self, host: str, path: str, headers: Callable[[str], str | None], model: str | None = None
+    ) -> Service | None:
+        """The service for a request, the most specific rule first. `headers` looks one up by lower-case name."""
+        return self._matcher.match(host, path, headers, model)
+
+    # Requests
+
+    def offer(self, request: Request, now: float) -> Lease | Ticket | Refusal:
+        """Decide on a request, or on another try of one (`request.tried`)."""
+        service = request.service
+        service.offered += 1
+        if not request.tried:
+            service.retry.note_request(now)
+        bucket = service.estimator.bucket(request.bucket, request.seconds_hint, request.lane_hint)
+        # The common case, without layers: one version that is up, one pool without quota, no session, nobody waiting.
+        version = service.sole
+        if version is not None and service.sessions is None:
+            pool = version.sole
+            if pool is not None and not version.queue and (request.deadline is None or request.deadline > now):
+                heavy = bucket.heavy
+                if not heavy or version.heavy_cap is None or version.heavy < version.heavy_cap:
+                    policy = pool.policy
+                    endpoint = policy.pick(request, heavy, now)
+                    if endpoint is not None:
+                        lease = Lease(request, service, version, endpoint, bucket, heavy, bucket.predicted, now)
+                        endpoint.inflight += 1
+                        if heavy:
+                            endpoint.heavy += 1
+                            version.heavy += 1
+                            service.slow[lease] = None
+                        else:
+                            service.fast[lease] = None
+                        service.dispatched += 1
+                        policy.started(endpoint, heavy)
+                        return lease
+        return self._route(request, bucket, now)
+
+    def finish(
+        self, lease: Lease, outcome: Outcome, now: float, *, tokens: int | None = None, connect_failed: bool = False
+    ) -> Sequence[Lease]:
+        """The lease ended: its slot is free again. Returns the leases of waiting requests that were dispatched by this.
+        `tokens`: used, by the provider's own figure. Raises LeaseEnded for a lease that has ended before."""
+        if lease.outcome is not None:
+            raise LeaseEnded(f"a lease on {lease.endpoint.name} ended twice: {lease.outcome}, then {outcome}")
+        lease.outcome = outcome
+        service = lease.service
+        version = lease.version
+        endpoint = lease.endpoint
+        endpoint.inflight -= 1
+        if lease.heavy:
+            endpoint.heavy -= 1
+            version.heavy -= 1
+            del service.slow[lease]
+        else:
+            del service.fast[lease]
+        service.ended[outcome] += 1
+        seconds = now - lease.started
+        if outcome is Outcome.OK:
+            endpoint.served += 1
+            endpoint.failures = endpoint.connect_failures = 0
+            lease.bucket.observe(seconds)
+            if not version.breaker.closed or version.breaker.evidence:
+                version.breaker.record(False, now, lease.started)
+        else:
+            self._ended_badly(lease, outcome, seconds, connect_failed, now)
+        if lease.reservation is not None or tokens is not None:
+            self._settle(lease, tokens, connect_failed, now)
+        pool = endpoint.pool
+        pool.policy.ended(endpoint, seconds, now)
+        if pool.homes is not None:
+            pool.homes.ended(endpoint, seconds, now)
+        if version.queue:
+            return self._dispatch(version, now)
+        return NOTHING
+
+    def cancel(self, ticket: Ticket, now: float) -> None:
+        """The client of a waiting request went away. Does nothing for a ticket that waits no longer."""
+        if ticket.live:
+            self._unqueue(ticket)
+            ticket.request.service.withdrawn += 1
+
+    def may_retry(self, service: Service, now: float) -> bool:
+        """Whether the retry budget allows one more try; True spends it."""
+        return service.retry.take(now)
+
+    # Time
+
+    def tick(self, now: float) -> Sequence[Lease | Refusal]:
+        """Every 100 ms or so: what time alone brings about. Returns what became of waiting requests."""
+        decided: list[Lease | Refusal] = []
+        self._health.tick(now)
+        for service in self.services.values():
+            lanes.promote(service, now)
+            if service.sessions is not None:
+                service.sessions.tick(now)
+            for version in service.versions:
+                if version.share != 1.0 and version.share != version.breaker.share(now):
+                    service.reweigh(now)
+                for ticket in version.queue.expired(now):
+                    decided.append(self._expire(ticket, now))
+        for service in self.services.values():
+            for version in (*service.parting, *service.versions):
+                if version.evict:
+                    version.evict = False
+                    self._evict(version, decided, now)
+                if version.queue and not version.removed:
+                    decided.extend(self._dispatch(version, now))
+            service.parting = [version for version in service.parting if version.queue]
+        return decided
+
+    # Operations
+
+    def set_health(self, endpoint: Endpoint, healthy: bool, now: float) -> Sequence[Lease]:
+        """What the active checks say."""
+        self._health.checked(endpoint, healthy, now)
+        return self._dispatch(endpoint.pool.version, now)
+
+    def drain(self, endpoint: Endpoint, draining: bool, now: float) -> Sequence[Lease]:
+        """Give it nothing new, or give it work again."""
+        if not endpoint.removed:
+            self._health.drain(endpoint, draining, now)
+            if draining and endpoint.pool.version.service.sessions is not None:
+                endpoint.pool.version.service.sessions.forget(endpoint)
+        return self._dispatch(endpoint.pool.version, now)
+
+    def report(self, endpoint: Endpoint, load: LoadReport, now: float) -> Sequence[Lease]:
+        """A reporter's view of the endpoint's machine; fades to nothing over 30 s."""
+        self._health.reported(endpoint, load, now)
+        return self._dispatch(endpoint.pool.version, now)
+
+    def set_weight(self, service: str, version: str, weight: float, now: float) -> Sequence[Lease]:
+        """Raises KeyError for an unknown service or version, ValueError for a weight below 0."""
+        found = self._version(service, version)
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"a weight of {weight}")
+        found.weight = weight
+        found.evict = weight == 0.0
+        found.service.reweigh(now)
+        return NOTHING
+
+    def trip(self, service: str, version: str, now: float) -> None:
+        """Open the breaker by hand. Raises KeyError for an unknown service or version."""
+        found = self._version(service, version)
+        found.breaker.trip(now, "by hand")
+        found.evict = True
+        found.service.reweigh(now)
+
+    def reset(self, service: str, version: str, now: float) -> None:
+        """Close the breaker by hand. Raises KeyError for an unknown service or version."""
+        found = self._version(service, version)
+        found.breaker.reset(now)
+        found.service.reweigh(now)
+
+    def heed(
+        self,
+        endpoint: Endpoint,
+        *,
+        remaining_tokens: float | None = None,
+        remaining_requests: float | None = None,
+        reset: float | None = None,
+        retry_after: float | None = None,
+        now: float,
+    ) -> None:
+        """What the provider behind `endpoint` says of its quota. Without a region there is nothing to hold it
+        against."""
+        if endpoint.region is not None:
+            endpoint.region.heed(
+                remaining_tokens=remaining_tokens,
+                remaining_requests=remaining_requests,
+                reset=reset,
+                retry_after=retry_after,
+                now=now,
+            )
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """Everything an operator may ask about, as JSON values."""
+        return snapshot(self, now)
+
+    @property
+    def leases(self) -> int:
+        """Requests that run, on removed services too."""
+        return sum(service.live for service in (*self.services.values(), *self._leaving))
+
+    # Inside
+
+    def _version(self, service: str, name: str) -> Version:
+        for version in self.services[service].versions:
+            if version.name == name:
+                return version
+        raise KeyError(name)
+
+    def _route(self, request: Request, bucket: Bucket, now: float) -> Lease | Ticket | Refusal:
+        """The way of a request that the short cut of `offer` didn't take."""
+        service = request.service
+        if request.deadline is not None and request.deadline <= now:
+            return self._refuse(refusals.deadline(request, service))
+        version = self._target(request, now)
+        if version is None:
+            return self._refuse(self._unserved(request, now))
+        if version.service is not service:
+            bucket = version.service.estimator.bucket(request.bucket, request.seconds_hint, request.lane_hint)
+        heavy = bucket.heavy
+        queue = version.queue
+        self._quota_wait = None
+        if request.tried or not ((heavy and queue.heavy.waiting) or queue.fast.waiting):
+            endpoint = self._choose(version, request, heavy, bucket, now)
+            if endpoint is not None:
+                return self._start(version, endpoint, request, bucket, heavy, now)
+        return self._wait(version, request, bucket, heavy, now)
+
+    def _target(self, request: Request, now: float) -> Version | None:
+        """The version to serve it, of its service or of one it falls back on; None: there is none."""
+        service = request.service
+        if service.sessions is not None and request.session is not None:
+            bound = service.sessions.lookup(request.session, now)
+            if bound is not None and self._alive(bound) and bound not in request.tried:
+                return bound.pool.version
+        sticky = request.sticky
+        if sticky is None and service.spec.sticky is not None:
+            if service.spec.sticky == "session":
+                sticky = request.session
+            elif service.spec.sticky == "tenant":
+                sticky = request.tenant or None
+        for candidate in (service, *service.chain):
+            version = candidate.sole
+            if version is None or request.tried:
+                version = candidate.picker.pick(sticky, self._exhausted(candidate, request))
+            if version is not None:
+                return version
+        return None
+
+    def _exhausted(self, service: Service, request: Request) -> list[Version]:
+        """Versions that have nothing left which was not tried."""
+        if not request.tried:
+            return []
+        return [
+            version
+            for version in service.versions
+            if version.usable <= sum(e.usable and e.pool.version is version for e in request.tried)
+        ]
+
+    def _alive(self, endpoint: Endpoint) -> bool:
+        """A session may stay with it."""
+        version = endpoint.pool.version
+        return endpoint.usable and not version.removed and version.weight > 0.0 and version.share > 0.0
+
+    def _choose(self, version: Version, request: Request, heavy: bool, bucket: Bucket, now: float) -> Endpoint | None:
+        """A free slot for it now, with a claim on the quota of its region. Otherwise `_quota_wait` says for how many
+        seconds a quota is what is missing; None: slots are."""
+        self._reservation = self._quota_wait = None
+        if heavy and version.heavy_cap is not None and version.heavy >= version.heavy_cap:
+            return None
+        sessions = version.service.sessions
+        home = False
+        if sessions is not None and request.session is not None:
+            bound = sessions.lookup(request.session, now)
+            home = bound is None or not self._alive(bound)
+            if (
+                bound is not None
+                and not home
+                and bound.inflight < bound.slots
+                and not (heavy and bound.heavy >= bound.heavy_cap)
+                and bound not in request.tried
+                and bound.pool.version is version
+                and self._claim(bound.region, request, bucket, now)
+            ):
+                return bound
+        pool = version.sole
+        if pool is not None:
+            return pool.pick(request, heavy, now, home)
+        pools = version.pools
+        if len(pools) > 1:
+            pools = sorted(pools, key=lambda pool: pool.region.headroom(now) if pool.region else 1.0, reverse=True)
+        for pool in pools:
+            endpoint = pool.pick(request, heavy, now, home)
+            if endpoint is not None and self._claim(pool.region, request, bucket, now):
+                return endpoint
+        return None
+
+    def _claim(self, region: Region | None, request: Request, bucket: Bucket, now: float) -> bool:
+        if region is None:
+            return True
+        claim = region.reserve(bucket.tokens_p90 if request.tokens is None else request.tokens, now)
+        if isinstance(claim, Reservation):
+            self._reservation = claim
+            self._quota_wait = None
+            return True
+        self._quota_wait = claim if self._quota_wait is None else min(claim, self._quota_wait)
+        return False
+
+    def _start(
+        self, version: Version, endpoint: Endpoint, request: Request, bucket: Bucket, heavy: bool, now: float
+    ) -> Lease:
+        service = version.service
+        lease = Lease(request, service, version, endpoint, bucket, heavy, bucket.predicted, now)
+        lease.fallback = service is not request.service
+        lease.reservation, self._reservation = self._reservation, None
+        endpoint.inflight += 1
+        if heavy:
+            endpoint.heavy += 1
+            version.heavy += 1
+            service.slow[lease] = None
+        else:
+            service.fast[lease] = None
+        request.service.dispatched += 1
+        endpoint.pool.started(endpoint, heavy)
+        sessions = service.sessions
+        if sessions is not None and request.session is not None:
+            bound = sessions.lookup(request.session, now)
+            # Bound to one that is only full for the moment: this request was a guest elsewhere.
+            if bound is None or bound is endpoint or not self._alive(bound):
+                sessions.bind(request.session, endpoint, now)
+        return lease
+
+    def _wait(self, version: Version, request: Request, bucket: Bucket, heavy: bool, now: float) -> Ticket | Refusal:
+        service = version.service
+        spec = service.spec.queue
+        expires = now + spec.timeout
+        if request.deadline is not None and request.deadline < expires:
+            expires = request.deadline
+            predicted = version.queue.wait(heavy)
+            # Only work that is not short goes near the end of the line, which is what is predicted.
+            if (
+                predicted is not None
+                and SURE * predicted > request.deadline - now
+                and bucket.predicted >= service.estimator.overall.p50
+            ):
+                return self._refuse(refusals.deadline(request, service, predicted))
+        if self._quota_wait is not None and now + self._quota_wait > expires:
+            return self._refuse(refusals.quota(request, service, self._quota_wait))
+        reason = service.waiting.refuses(spec, request.tenant)
+        if reason is Reason.QUEUE_FULL:
+            return self._refuse(refusals.queue_full(request, service, version))
+        if reason is not None:
+            return self._refuse(refusals.tenant_share(request, service, version))
+        ticket = Ticket(request, service, version, bucket, heavy, bucket.predicted, expires)
+        ticket.fallback = service is not request.service
+        self._enqueue(ticket, now)
+        return ticket
+
+    def _enqueue(self, ticket: Ticket, now: float) -> None:
+        ticket.version.queue.push(ticket, now)
+        ticket.service.waiting.add(ticket.request.tenant)
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        ticket.version.queue.drop(ticket)
+        ticket.service.waiting.remove(ticket.request.tenant)
+
+    def _dispatch(self, version: Version, now: float) -> Sequence[Lease]:
+        """Give free slots to what waits, in order, as far as they go."""
+        queue = version.queue
+        if not queue or not version.usable or not version.share:
+            return NOTHING
+        started: list[Lease] = []
+        if queue.picky:
+            for ticket in list(queue.picky):
+                lease = self._serve(ticket, now)
+                if lease is not None:
+                    started.append(lease)
+        timeout = version.service.spec.queue.timeout
+        while True:
+            for ticket_or_none in queue.heads(now, timeout):
+                if ticket_or_none is not None:
+                    lease = self._serve(ticket_or_none, now)
+                    if lease is not None:
+                        started.append(lease)
+                        break
+            else:
+                return started
+
+    def _serve(self, ticket: Ticket, now: float) -> Lease | None:
+        version = ticket.version
+        endpoint = self._choose(version, ticket.request, ticket.heavy, ticket.bucket, now)
+        if endpoint is None:
+            return None
+        version.queue.take(ticket, now)
+        ticket.service.waiting.remove(ticket.request.tenant)
+        return self._start(version, endpoint, ticket.request, ticket.bucket, ticket.heavy, now)
+
+    def _expire(self, ticket: Ticket, now: float) -> Refusal:
+        self._unqueue(ticket)
+        request = ticket.request
+        if request.deadline is not None and request.deadline <= now:
+            return self._refuse(refusals.deadline(request, ticket.service))
+        return self._refuse(refusals.queue_timeout(request, ticket.version, ticket.service.spec.queue.timeout))
+
+    def _evict(self, version: Version, decided: list[Lease | Refusal], now: float) -> None:
+        """What waits for a version that gets no more work goes elsewhere, if there is an elsewhere."""
+        if version.usable and version.weight > 0.0 and version.share > 0.0:
+            return
+        tickets = version.queue.tickets()
+        queue = version.queue = type(version.queue)()
+        for ticket in tickets:
+            request = ticket.request
+            ticket.service.waiting.remove(request.tenant)
+            target = self._target(request, now)
+            if target is None and not version.removed and request.service.maintenance is None:
+                # It may come back before the ticket expires, and there is nothing better.
+                queue.push(ticket, now)
+                ticket.service.waiting.add(request.tenant)
+            elif target is None:
+                ticket.live = False
+                decided.append(self._refuse(self._unserved(request, now)))
+            else:
+                self._move(ticket, target, decided, now)
+
+    def _move(self, ticket: Ticket, target: Version, decided: list[Lease | Refusal], now: float) -> None:
+        request = ticket.request
+        service = target.service
+        reason = service.waiting.refuses(service.spec.queue, request.tenant)
+        if reason is not None:
+            ticket.live = False
+            decided.append(self._refuse(refusals.queue_full(request, service, target)))
+            return
+        ticket.service = service
+        ticket.version = target
+        ticket.fallback = service is not request.service
+        ticket.bucket = service.estimator.bucket(request.bucket, request.seconds_hint, request.lane_hint)
+        ticket.heavy = ticket.bucket.heavy
+        ticket.expected = ticket.bucket.predicted
+        self._enqueue(ticket, now)
+
+    def _unserved(self, request: Request, now: float) -> Refusal:
+        service = request.service
+        if service.maintenance is not None and not request.tried:
+            return refusals.maintenance(request, service.maintenance)
+        return refusals.no_endpoint(request, service, now)
+
+    def _refuse(self, refusal: Refusal) -> Refusal:
+        refusal.request.service.refused[refusal.reason] += 1
+        return refusal
+
+    def _ended_badly(self, lease: Lease, outcome: Outcome, seconds: float, connect_failed: bool, now: float) -> None:
+        """Everything but OK. The client's own fault says nothing about the endpoint, but that it answers."""
+        endpoint = lease.endpoint
+        version = lease.version
+        bucket = lease.bucket
+        if outcome is Outcome.CLIENT_ERROR:
+            endpoint.failures = endpoint.connect_failures = 0
+            return
+        if outcome is not Outcome.SERVER_ERROR and outcome is not Outcome.REJECTED_QUALITY and seconds > bucket.p50:
+            bucket.lower_bound(seconds)
+        if outcome not in FAILURES:
+            return
+        if not endpoint.removed:
+            self._health.failed(endpoint, connect_failed, now)
+        # That nothing listens there says something about the endpoint; a version none of whose endpoints can be reached
+        # is tripped for it.
+        if not connect_failed and version.breaker.record(True, now, lease.started):
+            version.evict = True
+            version.service.reweigh(now)
+
+    def _settle(self, lease: Lease, tokens: int | None, connect_failed: bool, now: float) -> None:
+        if tokens is not None:
+            lease.bucket.observe_tokens(tokens)
+        reservation = lease.reservation
+        if reservation is None:
+            return
+        if connect_failed:
+            reservation.region.release(reservation, now)
+        else:
+            reservation.region.settle(reservation, tokens, now)

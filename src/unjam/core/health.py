@@ -1,0 +1,203 @@
+"""Which endpoints may be used: active checks, passive ejection, panic, warm-up, and the handicap of past failures.
+
+An endpoint is *well* when its checks pass, it is not ejected or draining and has memory. It is *usable* when it is
+well, or when so few of its version are well that using all of them is better than overloading the rest (panic). With
+none well at all the version is down: its breaker trips and callers fall back, unless there is nothing to fall back on;
+then endpoints that were only ejected are used, since refusing what may succeed helps nobody.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from unjam.core.endpoint import ejection_seconds
+from unjam.core.lanes import add_slots
+
+if TYPE_CHECKING:
+    from unjam.core.endpoint import Endpoint, LoadReport
+    from unjam.core.service import Version
+
+#: Connects that fail in a row before an endpoint is ejected: nothing listens there.
+CONNECT_FAILURES: Final = 2
+#: One ejection is forgiven after so many times the base without another.
+FORGIVEN_AFTER: Final = 6.0
+#: Endpoints whose capacity changes with time that are worked out anew per tick, in turn.
+REFRESHED: Final = 1000
+
+
+class Health:
+    """The books of one balancer. What changes is recorded in the endpoints, their versions and pools."""
+
+    __slots__ = ("_ends", "_restless", "_serial")
+
+    def __init__(self) -> None:
+        #: Endpoints that warm up, carry a handicap, or have a report that ages.
+        self._restless: dict[Endpoint, None] = {}
+        self._ends: list[tuple[float, int, Endpoint]] = []
+        self._serial = 0
+
+    def joined(self, endpoint: Endpoint, now: float, warm_up: bool) -> None:
+        """A new endpoint, in its pool and its version's books."""
+        version = endpoint.pool.version
+        if not endpoint.draining and endpoint.spec.weight > 0.0:
+            version.members += 1
+        if warm_up:
+            self._warm_up(endpoint, now)
+        self.settle(endpoint, now)
+
+    def left(self, endpoint: Endpoint, now: float) -> None:
+        """It was removed from the configuration; what runs on it may end."""
+        endpoint.removed = True
+        self.drain(endpoint, True, now)
+        self._restless.pop(endpoint, None)
+
+    def drain(self, endpoint: Endpoint, draining: bool, now: float) -> None:
+        if endpoint.draining is draining:
+            return
+        endpoint.draining = draining
+        if endpoint.spec.weight > 0.0:
+            endpoint.pool.version.members += -1 if draining else 1
+        self.settle(endpoint, now)
+
+    def checked(self, endpoint: Endpoint, healthy: bool, now: float) -> None:
+        """The active checks came to a new conclusion."""
+        if endpoint.healthy is healthy:
+            return
+        endpoint.healthy = healthy
+        if healthy:
+            # It has shown that it is back: what it did before is another process's doing.
+            endpoint.failures = endpoint.connect_failures = 0
+            endpoint.ejected_until = 0.0
+            self._warm_up(endpoint, now)
+        self.settle(endpoint, now)
+
+    def failed(self, endpoint: Endpoint, connect_failed: bool, now: float) -> None:
+        """A request on it failed by its fault."""
+        endpoint.failed += 1
+        endpoint.failures += 1
+        endpoint.connect_failures = endpoint.connect_failures + 1 if connect_failed else 0
+        endpoint.blame(now)
+        spec = endpoint.pool.version.service.spec.ejection
+        if not endpoint.ejected_until and (
+            endpoint.failures >= spec.failures or endpoint.connect_failures >= CONNECT_FAILURES
+        ):
+            quiet = now - endpoint.ejection_ended
+            forgiven = int(quiet / (FORGIVEN_AFTER * spec.base)) if spec.base > 0.0 else endpoint.ejections
+            endpoint.ejections = max(0, endpoint.ejections - forgiven) + 1
+            endpoint.ejected_until = now + ejection_seconds(spec, endpoint.ejections)
+            self._serial += 1
+            heappush(self._ends, (endpoint.ejected_until, self._serial, endpoint))
+        self.changed(endpoint, now)
+
+    def reported(self, endpoint: Endpoint, load: LoadReport, now: float) -> None:
+        endpoint.report = load
+        endpoint.report_at = now
+        self.changed(endpoint, now)
+
+    def changed(self, endpoint: Endpoint, now: float) -> None:
+        """Its capacity has to be worked out anew."""
+        if endpoint.refresh(endpoint.pool.version.service.spec.warm_up, now):
+            self._restless[endpoint] = None
+        else:
+            self._restless.pop(endpoint, None)
+        self.settle(endpoint, now)
+
+    def tick(self, now: float) -> list[Version]:
+        """Ejections that end, and capacities that change with time. Returns the versions that may take more work."""
+        touched: dict[Version, None] = {}
+        ends = self._ends
+        while ends and ends[0][0] <= now:
+            until, _, endpoint = heappop(ends)
+            if endpoint.ejected_until != until:
+                continue
+            spec = endpoint.pool.version.service.spec.ejection
+            endpoint.ejected_until = 0.0
+            endpoint.ejection_ended = now
+            # On probation: it goes at the first failure until something has succeeded.
+            endpoint.failures = spec.failures - 1
+            endpoint.connect_failures = min(endpoint.connect_failures, CONNECT_FAILURES - 1)
+            self.settle(endpoint, now)
+            touched[endpoint.pool.version] = None
+        restless = self._restless
+        for endpoint in list(islice(restless, REFRESHED)):
+            del restless[endpoint]
+            self.changed(endpoint, now)
+            touched[endpoint.pool.version] = None
+        return list(touched)
+
+    def settle(self, endpoint: Endpoint, now: float) -> None:
+        """Bring `well` and `usable` up to date, of all the version where its panic starts or ends."""
+        version = endpoint.pool.version
+        well = endpoint.healthy and not endpoint.ejected_until and not endpoint.draining and endpoint.avail > 0.0
+        if well is not endpoint.well:
+            endpoint.well = well
+            version.healthy += 1 if well else -1
+        panic = self._panics(version)
+        before = version.usable
+        if panic is not version.panic:
+            version.panic = panic
+            for each in version.endpoints.values():
+                self._use(version, each)
+        self._use(version, endpoint)
+        if bool(before) is not bool(version.usable) or version.down is bool(version.usable):
+            self._turn(version, now)
+
+    def settle_all(self, version: Version, now: float) -> None:
+        """The specification changed, or whether there is anything to fall back on."""
+        version.panic = self._panics(version)
+        for endpoint in version.endpoints.values():
+            self._use(version, endpoint)
+        self._turn(version, now)
+
+    def _panics(self, version: Version) -> bool:
+        if version.healthy:
+            return version.healthy < version.service.spec.ejection.panic * version.members
+        return version.members > 0 and not self._elsewhere(version)
+
+    def _elsewhere(self, version: Version) -> bool:
+        service = version.service
+        return service.alternatives or any(
+            other is not version and other.weight > 0.0 and other.healthy for other in service.versions
+        )
+
+    def _use(self, version: Version, endpoint: Endpoint) -> None:
+        usable = endpoint.well
+        if version.panic and not usable:
+            usable = not endpoint.draining and endpoint.avail > 0.0 and (endpoint.healthy or version.healthy > 0)
+        if usable is endpoint.usable:
+            if usable:
+                endpoint.pool.touch(endpoint)
+            return
+        endpoint.usable = usable
+        version.usable += 1 if usable else -1
+        add_slots(version, endpoint.slots if usable else -endpoint.slots)
+        if usable:
+            endpoint.pool.open(endpoint)
+        else:
+            endpoint.pool.close(endpoint)
+
+    def _turn(self, version: Version, now: float) -> None:
+        """The version has lost its last usable endpoint, or has one again."""
+        breaker = version.breaker
+        if version.usable:
+            if version.down:
+                version.down = False
+                breaker.reset(now, "endpoints are back")
+        elif version.members and not version.down and breaker.closed and breaker.spec.enabled:
+            version.down = True
+            breaker.trip(now, "no endpoint is healthy")
+        if not version.usable:
+            version.evict = True
+        version.service.reweigh(now)
+
+    def _warm_up(self, endpoint: Endpoint, now: float) -> None:
+        """It starts cold, unless nobody warm is there to take its part."""
+        version = endpoint.pool.version
+        if version.service.spec.warm_up.window <= 0.0:
+            return
+        if any(e.well and e.warm_from is None and e is not endpoint for e in version.endpoints.values()):
+            endpoint.warm_from = now
+            if endpoint.refresh(version.service.spec.warm_up, now):
+                self._restless[endpoint] = None

@@ -1,0 +1,20 @@
+"""The fewest requests in flight, whatever the size of the endpoint: what most balancers call least connections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from unjam.core.policies._heap import Entry, HeapPolicy
+
+if TYPE_CHECKING:
+    from unjam.core.endpoint import Endpoint
+
+
+class LeastOutstanding(HeapPolicy):
+    __slots__ = ()
+    name: ClassVar[str] = "least_outstanding"
+
+    def key(self, endpoint: Endpoint) -> Entry:
+        # Capacity comes in only through warm-up, reports and failures: 1 for an endpoint at its best.
+        strain = endpoint.step * endpoint.spec.capacity * endpoint.spec.weight
+        return ((endpoint.inflight + 1) * strain, endpoint.turn, endpoint)

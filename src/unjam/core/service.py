@@ -1,0 +1,169 @@
+"""A logical agent (`Service`) and its released variants (`Version`): what belongs to each, and what was counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unjam.core.admission import Queue, Waiting
+from unjam.core.affinity import Sessions
+from unjam.core.breaker import Breaker
+from unjam.core.estimator import Estimator
+from unjam.core.model import Lease, Outcome, Reason
+from unjam.core.retry import RetryBudget
+from unjam.core.rollout import Candidate, VersionPicker
+
+if TYPE_CHECKING:
+    from unjam.core.endpoint import Endpoint
+    from unjam.core.pool import Pool
+    from unjam.core.quota import Region
+    from unjam.core.spec import Maintenance, ServiceSpec
+
+
+class Version:
+    """`heavy`: heavy leases that run on it; `heavy_cap`: the most it may start by itself, None where each endpoint has
+    its own cap. `members`: endpoints not draining; `healthy`: those of them that are well; `usable`: those that may be
+    used, with `slots` slots between them. `panic`: too few are healthy, so all are used. `down`: its breaker was
+    tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
+    quota. `share`: the breaker's, as last looked at."""
+
+    __slots__ = (
+        "breaker",
+        "down",
+        "endpoints",
+        "evict",
+        "healthy",
+        "heavy",
+        "heavy_cap",
+        "leaving",
+        "members",
+        "name",
+        "panic",
+        "pools",
+        "queue",
+        "removed",
+        "service",
+        "share",
+        "slots",
+        "sole",
+        "usable",
+        "weight",
+    )
+
+    def __init__(self, name: str, service: Service, weight: float) -> None:
+        self.name = name
+        self.service = service
+        self.weight = weight
+        self.breaker = Breaker(service.spec.breaker)
+        self.pools: list[Pool] = []
+        self.sole: Pool | None = None
+        self.endpoints: dict[str, Endpoint] = {}
+        #: Removed ones on which something still runs; one of them comes back as itself.
+        self.leaving: dict[str, Endpoint] = {}
+        self.queue = Queue()
+        self.heavy = 0
+        self.heavy_cap: int | None = None
+        self.members = 0
+        self.healthy = 0
+        self.usable = 0
+        self.slots = 0
+        self.share = 1.0
+        self.panic = False
+        self.down = False
+        self.removed = False
+        #: What waits here must go elsewhere at the next tick.
+        self.evict = False
+
+    def pool_of(self, region: Region | None) -> Pool | None:
+        for pool in self.pools:
+            if pool.region is region:
+                return pool
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Version {self.service.name}/{self.name}>"
+
+
+class Service:
+    """`fast`, `slow`: live leases by lane, oldest first; a promoted one is in `slow`. `sole`: the version that gets
+    every request, when nothing has to be chosen. `chain`: services to fall back on, in order, then `maintenance`."""
+
+    __slots__ = (
+        "chain",
+        "dispatched",
+        "ended",
+        "estimator",
+        "fast",
+        "maintenance",
+        "name",
+        "offered",
+        "parting",
+        "picker",
+        "promoted",
+        "refused",
+        "removed",
+        "retry",
+        "sessions",
+        "slow",
+        "sole",
+        "spec",
+        "versions",
+        "waiting",
+        "withdrawn",
+    )
+
+    def __init__(self, spec: ServiceSpec) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.versions: list[Version] = []
+        #: Removed versions whose queue has still to be moved to others.
+        self.parting: list[Version] = []
+        self.sole: Version | None = None
+        self.chain: tuple[Service, ...] = ()
+        self.maintenance: Maintenance | None = None
+        self.estimator = Estimator(spec.lanes.up_to)
+        self.retry = RetryBudget(spec.retry)
+        self.sessions: Sessions | None = None
+        self.open_sessions()
+        self.picker: VersionPicker[Version] = VersionPicker(spec.name)
+        self.fast: dict[Lease, None] = {}
+        self.slow: dict[Lease, None] = {}
+        self.waiting = Waiting()
+        self.removed = False
+        # Every request offered to this service is counted once more: dispatched, refused, withdrawn, or it waits. A
+        # request that falls back counts where it was offered; its lease counts in `ended` where it ran.
+        self.offered = 0
+        self.dispatched = 0
+        self.withdrawn = 0
+        self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self.promoted = 0
+
+    def open_sessions(self) -> None:
+        if self.spec.session is not None:
+            self.sessions = Sessions(self.spec.session.ttl)
+
+    @property
+    def live(self) -> int:
+        """Leases that run on this service's endpoints."""
+        return len(self.fast) + len(self.slow)
+
+    @property
+    def alternatives(self) -> bool:
+        """There is something to fall back on."""
+        return bool(self.chain) or self.maintenance is not None
+
+    def reweigh(self, now: float) -> None:
+        """Weights, breakers or usable endpoints changed."""
+        candidates = []
+        for version in self.versions:
+            version.share = version.breaker.share(now)
+            weight = version.weight if version.usable else 0.0
+            candidates.append(Candidate(version, version.name, weight, version.share))
+        self.picker.set(candidates, spill=self.alternatives)
+        self.sole = None
+        chosen = [c for c in candidates if c.weight * c.share > 0.0]
+        if len(chosen) == 1 and (chosen[0].share >= 1.0 or not self.alternatives):
+            self.sole = chosen[0].version
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}>"
