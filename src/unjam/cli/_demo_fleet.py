@@ -177,7 +177,7 @@ class Side:
 
 
 def gateway_command(config: Path) -> list[str]:
-    return [sys.executable, "-m", "unjam", "serve", "--config", str(config)]
+    return [sys.executable, "-m", "unjam.cli.main", "serve", "--config", str(config)]
 
 
 class Fleet:

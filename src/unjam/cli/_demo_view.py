@@ -52,15 +52,18 @@ def times(slow: float | None, fast: float | None) -> str:
 
 def screen(sides: list[Side], scores: list[Score], now: float, seconds: float, width: int, seed: int) -> RenderableType:
     """One frame. `now`: seconds since the first request was due."""
-    sending = now < seconds
-    head = Text.assemble(
-        (" unjam demo ", "bold reverse"),
-        "  the same requests, at the same moments, to both",
-        style="default",
+    head = Text.assemble((" unjam demo ", "bold reverse"), "  the same requests, at the same moments, to two gateways")
+    sent = sum(scores[0].sent.values())
+    room = width - 44
+    full = round(room * min(1.0, now / seconds))
+    line = Text.assemble(
+        (f" {now:3.0f} s ", "bold"),
+        ("━" * full, "green"),
+        ("━" * (room - full), "dim"),
+        f" {seconds:.0f} s   {sent} sent to each",
+        (f"   seed {seed}", "dim"),
+        no_wrap=True,
     )
-    sent, answered = sum(scores[0].sent.values()), "/".join(str(score.answered) for score in scores)
-    state = f" {min(now, seconds):4.0f} s of {seconds:.0f}" if sending else f" all sent; {now:.0f} s"
-    line = Text.assemble((state, "bold"), f"   {sent} sent to each   {answered} answered   ", (f"seed {seed}", "dim"))
     grid = Table.grid(expand=True)
     for _ in sides:
         grid.add_column(ratio=1)
@@ -102,13 +105,9 @@ def _panel(side: Side, score: Score, now: float, seconds: float, width: int) -> 
         spark.append(" " if value is None else BLOCKS[_level(value)], tint(value))
     worst_now = max((value for value in slowest if value is not None), default=None)
     caption = Text.assemble(("slowest hello over time", "dim"), f"  max {clock(worst_now)}")
-    failed = (
-        Text(f"{len(score.failed)} failed: {score.failed[-1][1]}", style="red", no_wrap=True)
-        if score.failed
-        else Text("")
-    )
+    failed = [Text(f"{len(score.failed)} failed: {score.failed[-1][1]}", "red", no_wrap=True)] if score.failed else []
     title = Text.assemble((side.policy, "bold"), ("  " + ABOUT[side.policy], "dim") if width >= 44 else "")
-    return Panel(Group(agents, Text(""), table, Text(""), caption, spark, failed), title=title, padding=(0, 1))
+    return Panel(Group(agents, Text(""), table, Text(""), caption, spark, *failed), title=title, padding=(0, 1))
 
 
 def _level(seconds: float) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from unjam.cli import _demo_view as view
-from unjam.cli._demo_fleet import DemoError, Fleet, Side, examples_folder, free_port, watch
+from unjam.cli._demo_fleet import AGENTS, DemoError, Fleet, Side, examples_folder, free_port, watch
 from unjam.cli._demo_score import Score
 from unjam.cli._demo_traffic import Shot, plan
 
@@ -28,7 +28,7 @@ async def stage(fleet: Fleet, sides: list[Side], seconds: float, seed: int, cons
     live = console.is_terminal
     with console.status("Making a PDF of 500 pages …") if live else _Silence():
         await fleet.make_document()
-    with console.status("Starting 8 agents and 2 gateways …") if live else _Silence():
+    with console.status(f"Starting {len(sides) * AGENTS} agents and {len(sides)} gateways …") if live else _Silence():
         await asyncio.gather(*(fleet.start_agents(side) for side in sides))
         await asyncio.gather(*(fleet.start_gateway(side, seconds) for side in sides))
     shots = plan(seconds, seed)
@@ -98,7 +98,8 @@ class _Silence:
 async def perform(
     seconds: float, stay: bool, port: int, admin_port: int, seed: int, examples: Path, console: Console
 ) -> bool:
-    """The whole demo; True when every request was answered. Ends early, and cleanly, at ctrl-C, SIGTERM and SIGHUP."""
+    """The whole demo; False when a request was not answered, or with `stay` False when it was stopped before all were.
+    Ends early, and cleanly, at ctrl-C, SIGTERM and SIGHUP."""
     ours, ours_admin = free_port(port), free_port(admin_port)
     for wanted, got, name in ((port, ours, "port"), (admin_port, ours_admin, "admin port")):
         if wanted not in (got, 0):
@@ -120,7 +121,7 @@ async def perform(
             if not staging.done():
                 staging.cancel()
                 await asyncio.gather(staging, return_exceptions=True)
-                return False
+                return stay  # the user has seen enough; but --once was asked for a verdict
             scores = staging.result()
             console.print(view.summary(sides, scores, seed))
             if stay:
@@ -144,9 +145,9 @@ def run(
     admin_port: int = 8081,
     examples: Path | None = None,
 ) -> int:
-    """The demo's exit code: 0 when every request was answered, or the user stopped it after the summary.
+    """The demo's exit code: 0 when every request was answered, or when the user stopped it before the summary.
 
-    `stay` False ends after the summary. `port`, `admin_port`: of the least_loaded gateway; where one is taken, the
+    `stay` False ends after the summary, and is 0 only when every request was answered. `port`, `admin_port`: of the least_loaded gateway; where one is taken, the
     system picks another. `examples`: the folder of the example agents, where it isn't found by itself.
     """
     console = Console()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -231,21 +231,21 @@ def hash_key(
 @app.command()
 @in_sentences
 def demo(
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", help="Length of the comparison.", min=1, show_default=False)
+    seconds: Annotated[float, typer.Option("--seconds", help="How long requests are sent.", min=2)] = 45.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="End after the summary; fail unless every request was answered.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", help="Of the gateway that you can try.", min=0, max=65535)] = 8080,
+    admin_port: Annotated[int, typer.Option("--admin-port", help="Of its operators.", min=0, max=65535)] = 8081,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed sends the same requests.")] = 7,
+    examples: Annotated[
+        Path | None, typer.Option("--examples", help="Folder of the example agents.", show_default="found by itself")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the traffic.", show_default=False)] = None,
-    stay: Annotated[bool, typer.Option("--stay/--no-stay", help="Keep everything up afterwards, to try it.")] = True,
 ) -> None:
     """Start agents, gateways and mixed traffic, and compare round robin with least_loaded."""
     from unjam.cli.demo import run
 
-    options: dict[str, Any] = {"stay": stay}
-    if seconds is not None:
-        options["seconds"] = seconds
-    if seed is not None:
-        options["seed"] = seed
-    raise typer.Exit(run(**options))
+    raise typer.Exit(run(seconds, seed, not once, port, admin_port, examples))
 
 
 def _client(url: str, token: str | None) -> AdminClient:
