@@ -147,8 +147,9 @@ def run(
 ) -> int:
     """The demo's exit code: 0 when every request was answered, or when the user stopped it before the summary.
 
-    `stay` False ends after the summary, and is 0 only when every request was answered. `port`, `admin_port`: of the least_loaded gateway; where one is taken, the
-    system picks another. `examples`: the folder of the example agents, where it isn't found by itself.
+    `stay` False ends after the summary, and is 0 only when every request was answered. `port`, `admin_port`: of the
+    least_loaded gateway; where one is taken, the system picks another. `examples`: the folder of the example agents,
+    where it isn't found by itself.
     """
     console = Console()
     try:
