@@ -289,6 +289,7 @@ def test_python_numbers_are_seconds_and_bytes() -> None:
 @pytest.mark.parametrize(
     ("url", "kind", "path", "hosts", "tls"),
     [
+        ("memory", "memory", None, (), False),
         ("memory:", "memory", None, (), False),
         ("sqlite:unjam.db", "sqlite", "unjam.db", (), False),
         ("sqlite:/var/lib/unjam.db", "sqlite", "/var/lib/unjam.db", (), False),

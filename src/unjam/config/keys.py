@@ -42,14 +42,27 @@ _EXAMPLES = {
 
 
 def example(loc: Path) -> str:
-    """How the key at the end of `loc` is written, empty when there is nothing useful to say."""
-    for part in reversed(loc):
-        if isinstance(part, str):
-            if part in _EXAMPLES:
-                return _EXAMPLES[part]
-            if part != loc[-1]:
-                break
-    return "Write key: value pairs below it, indented." if loc else ""
+    """How the mapping at the end of `loc` is written."""
+    return _listed(loc) or "Write key: value pairs below it, indented."
+
+
+def _listed(loc: Path) -> str:
+    """The example for the last key of `loc`, or for the one above it."""
+    for part in [part for part in reversed(loc) if isinstance(part, str)][:2]:
+        if part in _EXAMPLES:
+            return _EXAMPLES[part]
+    return ""
+
+
+def missing(loc: Path) -> str:
+    """What to add where the required key at the end of `loc` is missing."""
+    from unjam.config.schema import Config
+
+    if shown := _listed(loc):
+        return shown
+    model = _model_at(Config, loc[:-1])
+    info = model.model_fields.get(str(loc[-1])) if model is not None else None
+    return f"Add {loc[-1]}: {info.description}" if info is not None else f"Add {loc[-1]}."
 
 
 def suggestion(loc: Path) -> str:
@@ -57,13 +70,16 @@ def suggestion(loc: Path) -> str:
     from unjam.config.schema import Config
 
     unknown = str(loc[-1])
+    if loc[0] == "keys" and unknown in ("key", "secret", "token", "value"):
+        return 'Keys are given hashed: write hash: "sha256:...", as `unjam hash-key` prints it.'
     model = _model_at(Config, loc[:-1])
     known = list(model.model_fields) if model is not None else []
-    near = nearest(unknown, known)
-    if near:
+    if (near := nearest(unknown, known, 0.8)) is not None:
         return f"Did you mean {near}?"
     if unknown in _ELSEWHERE:
         return _ELSEWHERE[unknown]
+    if (near := nearest(unknown, known)) is not None:
+        return f"Did you mean {near}?"
     where = _owners(Config, unknown)
     if where:
         return f"It belongs below {where}."

@@ -155,9 +155,7 @@ def _explain(details: ErrorDetails, data: Any, source: _Source) -> Problem:
         fix = keys.example(loc)
         return source.problem(loc, f"must be a mapping of keys, not {kind(value)}", fix)
     if details["type"] in ("tuple_type", "list_type"):
-        return source.problem(
-            loc, f"must be a list, not {kind(value)}", "Write [a, b], or one item per line after a dash."
-        )
+        return source.problem(loc, f"must be a list, not {kind(value)}", keys.example(loc))
     return source.problem(loc, f"is not accepted: {details['msg'].lower()}", "")
 
 
@@ -166,7 +164,7 @@ def _extra(loc: Path) -> tuple[str, str]:
 
 
 def _missing(loc: Path) -> tuple[str, str]:
-    return "is required", keys.example(loc) or f"Add {loc[-1]}:."
+    return "is required", keys.missing(loc)
 
 
 def _value_at(data: Any, loc: Path) -> Any:

@@ -78,7 +78,9 @@ class Admin(Model):
     """Dashboard, metrics and control API. An address is short for `{listen: ...}`; `off`: none."""
 
     listen: ListenAddress = Field(parse_listen("127.0.0.1:8081"), description="host:port or [v6]:port.")
-    token: Token | None = Field(None, description="Bearer token; required beyond loopback.", repr=False)
+    token: Token | None = Field(
+        None, description="Bearer token, or the sha256:... of it; required beyond loopback.", repr=False
+    )
     hosts: Annotated[tuple[HostPattern, ...], BeforeValidator(one_or_list)] = Field(
         (), description="Names, beside the address itself, that operators may call it by (Host and Origin)."
     )
@@ -189,15 +191,15 @@ _REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster
 
 
 def parse_state(value: object) -> State:
-    """`memory:`, `sqlite:PATH` or one of the Redis URLs. Raises `BadValue`; never echoes the URL."""
-    fix = "Write memory:, sqlite:unjam.db, redis://host:6379/0, rediss://, redis+sentinel:// or redis+cluster://."
+    """`memory`, `sqlite:PATH` or one of the Redis URLs. Raises `BadValue`; never echoes the URL."""
+    fix = "Write memory, sqlite:unjam.db, redis://host:6379/0, rediss://, redis+sentinel:// or redis+cluster://."
     if isinstance(value, State):
         return value
     if not isinstance(value, str):
         raise BadValue(f"must be a URL, not {kind(value)}", fix)
     scheme, colon, rest = text(value).partition(":")
     if scheme == "memory" and rest in ("", "//"):
-        return State("memory", "memory:")
+        return State("memory", "memory")
     if scheme == "sqlite" and colon:
         # SQLAlchemy's habit: three slashes are relative, four absolute.
         path = rest[3:] if rest.startswith("///") else rest
@@ -231,8 +233,8 @@ class Config(Model):
         Admin(), description="Dashboard, metrics, control API."
     )
     state: Annotated[State, PlainValidator(parse_state), Kind("URL", lambda state: str(state.url))] = Field(
-        State("memory", "memory:"),
-        description="memory:, sqlite:PATH, redis://, rediss://, redis+sentinel://, redis+cluster://.",
+        State("memory", "memory"),
+        description="memory, sqlite:PATH, redis://, rediss://, redis+sentinel://, redis+cluster://.",
     )
     trusted_proxies: Annotated[tuple[NetworkItem, ...], BeforeValidator(one_or_list)] = Field(
         (), description="Networks whose X-Forwarded-* are believed."

@@ -187,8 +187,10 @@ def file_path(value: object) -> str:
 
 
 def token(value: object) -> str:
-    """A bearer token. Never echoed."""
+    """A bearer token, or its `sha256:` digest. Never echoed."""
     plain = text(value)
+    if plain.startswith("sha256:") and not _HASH.match(plain):
+        raise BadValue("the token's sha256 is not 64 hex digits", "Write the sha256:... that `unjam hash-key` prints.")
     if not _VISIBLE.match(plain) or len(plain) < 16:
         fix = "Use at least 16 visible ASCII characters, best from the environment: token: ${UNJAM_ADMIN_TOKEN}."
         raise BadValue("the token is too short or has white space", fix)
@@ -253,10 +255,10 @@ def one_of(*words: str) -> PlainValidator:
     return PlainValidator(check)
 
 
-def nearest(word: str, words: tuple[str, ...] | list[str]) -> str | None:
-    """The most similar of `words`, None when none is near."""
+def nearest(word: str, words: tuple[str, ...] | list[str], least: float = 0.6) -> str | None:
+    """The most similar of `words`, None when none is at least so similar, 1.0 being the same."""
     import difflib
 
     folded = {other.lower().replace("-", "_"): other for other in words}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(folded), n=1, cutoff=least)
     return folded[found[0]] if found else None
