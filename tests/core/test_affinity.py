@@ -44,10 +44,11 @@ def test_an_epoch_grows_with_every_move_even_after_the_binding_was_lost() -> Non
     sessions = Sessions(ttl=10.0)
     first = sessions.bind("s", A, 0.0)
     assert sessions.bind("s", A, 1.0) == first
-    moved = sessions.bind("s", B, 2.0)
+    assert sessions.bind("s", A, 11.0) > first  # expired in between: another session by the same name
+    moved = sessions.bind("s", B, 12.0)
     assert moved > first
     sessions.forget(B)
-    assert sessions.bind("s", B, 3.0) > moved
+    assert sessions.bind("s", B, 13.0) > moved
 
 
 def test_forget_unbinds_all_of_one_endpoint_and_no_other() -> None:

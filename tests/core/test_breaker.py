@@ -181,6 +181,14 @@ def test_each_trip_doubles_the_wait_up_to_ten_minutes() -> None:
     assert waits == [60.0, 120.0, 240.0, 480.0, OPEN_MOST, OPEN_MOST]
 
 
+def test_a_trip_late_in_a_long_ramp_is_still_the_same_trouble() -> None:
+    breaker = opened()
+    for now in (60.0, 120.0, 180.0, 240.0):
+        breaker.share(now)
+    breaker.trip(299.0, "again")
+    assert breaker.until == 299.0 + 120.0
+
+
 def test_a_longer_open_than_ten_minutes_is_respected() -> None:
     breaker = opened(spec=BreakerSpec(open=3600.0))
     assert breaker.until == 3600.0

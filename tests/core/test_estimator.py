@@ -315,6 +315,15 @@ def test_overall_sees_every_bucket() -> None:
     assert estimator.overall.mean == pytest.approx(5.5, rel=0.2)
 
 
+def test_overall_follows_change_while_nobody_looks_at_it() -> None:
+    estimator = Estimator(5.0)
+    bucket = estimator.bucket("x")
+    for seconds in (1.0, 60.0):
+        for _ in range(2000):
+            bucket.observe(seconds)
+    assert estimator.overall.mean > 55.0
+
+
 def test_tokens() -> None:
     bucket = Estimator(5.0).bucket("x")
     assert bucket.tokens_p90 == 0.0

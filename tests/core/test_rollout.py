@@ -84,9 +84,10 @@ def test_two_services_do_not_share_one_split() -> None:
 
 
 def test_an_open_version_gets_nothing_and_the_others_its_part() -> None:
-    split = picker(("v7", 90.0, 0.0), ("v8", 10.0, 1.0))
-    assert {split.pick() for _ in range(50)} == {"v8"}
-    assert {split.pick(f"caller-{i}") for i in range(50)} == {"v8"}
+    for spill in (False, True):
+        split = picker(("v7", 90.0, 0.0), ("v8", 10.0, 1.0), spill=spill)
+        assert {split.pick() for _ in range(50)} == {"v8"}
+        assert {split.pick(f"caller-{i}") for i in range(50)} == {"v8"}
 
 
 def test_a_version_ramping_back_gets_a_share_of_its_own_due_only() -> None:
