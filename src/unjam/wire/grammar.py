@@ -18,7 +18,7 @@ MAX_SIZE: Final = 2**63 - 1
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 #: RFC 9110 section 5.5: visible characters, SP, HTAB and obs-text; no other control, no DEL.
 VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
-_HOST = re.compile(rb"([A-Za-z0-9_][A-Za-z0-9_.\-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?").fullmatch
+_HOST = re.compile(rb"([A-Za-z0-9_][A-Za-z0-9_.\-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
