@@ -83,7 +83,7 @@ class Fleet:
             ]
         return found is not None
 
-    def reload(self) -> list[str]:
+    async def reload(self) -> list[str]:
         self.reloads += 1
         return self.problems
 

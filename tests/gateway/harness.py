@@ -292,6 +292,7 @@ class Running:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.gateway = server.gateway
+        self.wires: list[Wire] = []
 
     @property
     def port(self) -> int:
@@ -302,7 +303,9 @@ class Running:
         return self.gateway.balancer.leases
 
     async def connect(self, ssl: Any = None) -> Wire:
-        return await Wire.connect(self.port, ssl)
+        wire = await Wire.connect(self.port, ssl)
+        self.wires.append(wire)
+        return wire
 
     async def settled(self) -> None:
         """Until nothing is in flight."""
@@ -331,14 +334,18 @@ async def gateway(
     if config is None:
         overrides.setdefault("listen", "127.0.0.1:0")
         overrides.setdefault("admin", "off")
+        overrides.setdefault("access_log", "off")
         parsed = from_urls([agent.url for agent in agents], **overrides)
     else:
-        parsed = parse("listen: 127.0.0.1:0\nadmin: off\n" + config, {})
+        parsed = parse("listen: 127.0.0.1:0\nadmin: off\naccess_log: off\n" + config, {})
     server = Server(parsed, reload, seed=1)
     await server.start()
+    running = Running(server)
     try:
-        yield Running(server)
+        yield running
     finally:
+        for wire in running.wires:
+            wire.reset()
         await server.stop()
         for agent in agents:
             await agent.stop()

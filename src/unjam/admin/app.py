@@ -176,7 +176,7 @@ class _Api:
 
     async def reload(self, request: Request) -> Response:
         await _body(request, Nothing)
-        problems = self._control.reload()
+        problems = await self._control.reload()
         self._audit(request, "reload", "configuration", "running", "refused" if problems else "reloaded")
         if problems:
             return self._json(

@@ -51,6 +51,6 @@ class Control(Protocol):
         """Open a version's breaker by hand, or close it. False: no such service or version."""
         ...
 
-    def reload(self) -> list[str]:
+    async def reload(self) -> list[str]:
         """Read the configuration again. What is wrong with it, in words with the fix; empty when it is in use now."""
         ...

@@ -61,7 +61,7 @@ class Gateway:
         self.settings = settings
         self.balancer = Balancer(rng)
         self.stats = GatewayStats()
-        self.access_log = AccessLog(None, stats=self.stats)
+        self.access_log = AccessLog("off", stats=self.stats)
         self.log = logs.get("gateway")
         self.rejections = logs.Rejections(self.stats)
         self.clients: set[ClientConnection] = set()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,16 +88,22 @@ class Server:
         await self._listen(self.config)
         if self.config.admin is not None:
             admin = self.config.admin
-            app = create_app(self._control, admin.token, hosts_for(admin.host or "", admin.hosts))
-            self.admin = AdminServer(app, host=admin.host, port=admin.port)
-            await self.admin.start()
+            app = create_app(
+                self._control, admin.token, hosts_for(admin.host or "", admin.hosts), gateway.rejections.reject
+            )
+            tls = None if admin.tls is None else _server_tls(admin.tls.cert, admin.tls.key)
+            self.admin = AdminServer(app, token=admin.token, tls=tls)
+            if admin.path is not None:
+                await self.admin.start(sockets=[await _unix_socket(admin.path)])
+            else:
+                await self.admin.start(admin.host, admin.port)
+            gateway.log.info("admin", address=admin.path or f"{self.admin.host}:{self.admin.port}")
         self._tick()
 
     def _open_access_log(self, config: Config) -> AccessLog:
         log = config.access_log
-        target = {"off": None, "stdout": "-"}.get(log.to, log.to)
         return AccessLog(
-            target,
+            log.to,
             stats=self.gateway.stats,
             style=log.format,
             on_trouble=logs.trouble("access_log"),
@@ -121,10 +128,7 @@ class Server:
         gateway = self.gateway
         tls = None
         if listen.cert is not None:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            tls.minimum_version = ssl.TLSVersion.TLSv1_2
-            tls.set_alpn_protocols(["http/1.1"])
-            tls.load_cert_chain(str(listen.cert), str(listen.key))
+            tls = _server_tls(listen.cert, listen.key)
         secure = tls is not None
 
         def accept() -> ClientConnection:
@@ -306,6 +310,28 @@ class Server:
 
     async def _on_hangup(self) -> None:
         await self.reload()
+
+
+def _server_tls(cert: str, key: str | None) -> ssl.SSLContext:
+    """Raises OSError, ssl.SSLError."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(cert, key)
+    return context
+
+
+async def _unix_socket(path: str) -> socket.socket:
+    """A bound socket that only our own user may connect to."""
+    if not await _answers(path):
+        _unlink(path)  # left behind by a gateway that was killed
+    bound = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        bound.bind(path)
+    finally:
+        os.umask(before)
+    return bound
 
 
 def _unlink(path: str) -> None:
