@@ -47,7 +47,6 @@ TOP = "{}\nservices: {{a: {{versions: {{v: {{endpoints: [http://h:1]}}}}}}}}\n"
         ("listen: 127.0.0.1:8081", "admin", "is listened on twice", "its own address"),
         ("admin: 0.0.0.0:8081", "admin", "has no token", "UNJAM_ADMIN_TOKEN"),
         ("admin: {listen: 10.0.0.1:8081}", "admin", "has no token", "or listen on 127.0.0.1"),
-        ("admin: unix:/run/admin.sock", "admin", "needs host:port", "127.0.0.1:8081"),
         ("admin: {token: short}", "admin.token", "too short", "at least 16"),
         ("admin: {token: 'sha256:abc'}", "admin.token", "sha256", "unjam hash-key"),
         ("admin: {hosts: [a/b]}", "admin.hosts[0]", "is not a host", "agents.example.com"),
@@ -63,7 +62,7 @@ TOP = "{}\nservices: {{a: {{versions: {{v: {{endpoints: [http://h:1]}}}}}}}}\n"
             "keys: [{key: sk-123, tenant: t}]",
             "keys[0].key",
             "there is no key key",
-            "Known here: hash, tenant, services.",
+            "unjam hash-key",
         ),
         (f"keys: [{{hash: 'sha256:{'0' * 64}', tenant: 'a b'}}]", "keys[0].tenant", "is not a name", "letters"),
         (

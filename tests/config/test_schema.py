@@ -135,7 +135,7 @@ def test_every_key_reaches_the_gateway(everything: Config, tmp_path: Path) -> No
         "keepalive": 30.0,
         "pipeline": 4,
     }
-    assert config.access_log.path == str(tmp_path / "access.log")
+    assert config.access_log.to == str(tmp_path / "access.log")
     assert config.access_log.format == "json"
     assert config.access_log.enabled
     assert config.response_headers is False
@@ -263,12 +263,28 @@ def test_a_maintenance_message_may_have_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "path", "enabled"),
-    [("off", None, False), ("stdout", "-", True), ("/var/log/x.log", "/var/log/x.log", True)],
+    ("given", "to"),
+    [
+        ("off", "off"),
+        ("no", "off"),
+        ("stdout", "stdout"),
+        ("stderr", "stderr"),
+        ("x.log", "FOLDER/x.log"),
+        ("/x", "/x"),
+    ],
 )
-def test_access_log(given: str, path: str | None, enabled: bool) -> None:
-    config = from_urls(["http://h"], access_log=given)
-    assert (config.access_log.path, config.access_log.enabled) == (path, enabled)
+def test_access_log(tmp_path: Path, given: str, to: str) -> None:
+    text = f"access_log: {given}\nservices: {{a: {{versions: {{v: {{endpoints: [http://h]}}}}}}}}"
+    log = parse(text, {}, base=tmp_path).access_log
+    assert log.to == to.replace("FOLDER", str(tmp_path))
+    assert log.enabled is (to != "off")
+
+
+def test_operators_may_connect_by_a_unix_socket() -> None:
+    admin = from_urls(["http://h"], admin="unix:/run/admin.sock").admin
+    assert admin is not None
+    assert admin.path == "/run/admin.sock"
+    assert admin.listen.loopback
 
 
 def test_things_can_be_off() -> None:

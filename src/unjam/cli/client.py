@@ -19,25 +19,26 @@ MOST = 256 * 2**20
 
 
 class AdminClient:
-    """`url`: http://host:port, https://host:port or host:port. `token`: None where the listener needs none.
+    """`url`: http://host:port, https://host:port, host:port or unix:/path. `token`: None where the listener needs none.
 
     Raises `CliError` from every call: `UNREACHABLE` when nobody answers, `REFUSED` with the gateway's own words.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        whole = url if "://" in url else f"http://{url}"
+        self._socket = url.removeprefix("unix:") if url.startswith("unix:/") else None
+        whole = "http://localhost" if self._socket else url if "://" in url else f"http://{url}"
         try:
             parts = urllib.parse.urlsplit(whole)
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError:
             self._host, self._port = "", None
         if not self._host or parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.username:
-            raise CliError("--admin takes http://host:port of the admin listener.", USAGE)
+            raise CliError("--admin takes http://host:port or unix:/path of the admin listener.", USAGE)
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
             raise CliError("the admin token has white space or unprintable characters.", USAGE)
         self._tls = parts.scheme == "https"
         self._token = token
-        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.url = url if self._socket else f"{parts.scheme}://{parts.netloc}"
 
     @property
     def bare_token(self) -> bool:
@@ -78,6 +79,8 @@ class AdminClient:
         raise CliError(self._refusal(status, decoded), REFUSED)
 
     def _connection(self) -> http.client.HTTPConnection:
+        if self._socket:
+            return _UnixConnection(self._socket, timeout=TIMEOUT)
         if self._tls:
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(self._host, self._port, timeout=TIMEOUT, context=context)
@@ -94,6 +97,17 @@ class AdminClient:
             )
             return "\n".join([printable(error["message"], 500), *details])
         return f"{self.url} answered {status}, which is not an admin listener of unjam."
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _why(error: Exception) -> str:

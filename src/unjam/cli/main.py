@@ -68,7 +68,8 @@ def serve(
         int | None, typer.Option("--slots", help="With --to: concurrent requests per endpoint; more wait.", min=1)
     ] = None,
     access_log: Annotated[
-        str | None, typer.Option("--access-log", help="off, stdout or a file, over the file's.", metavar="WHERE")
+        str | None,
+        typer.Option("--access-log", help="off, stdout, stderr or a file, over the file's.", metavar="WHERE"),
     ] = None,
 ) -> None:
     """Run a gateway.

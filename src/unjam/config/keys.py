@@ -151,9 +151,9 @@ def files(data: Any) -> Iterator[tuple[dict[str, Any], str]]:
         if isinstance(item, dict):
             yield from _named(item.get("tls"), "cert", "key")
     log = data.get("access_log")
-    if isinstance(log, str) and log.lower() not in ("off", "false", "no", "stdout"):
+    if isinstance(log, str) and log.lower() not in ("off", "false", "no", "stdout", "stderr"):
         yield data, "access_log"
-    elif isinstance(log, dict) and log.get("to") not in ("off", "stdout"):
+    elif isinstance(log, dict) and log.get("to") not in ("off", "stdout", "stderr"):
         yield from _named(log, "to")
     for service in _values(data.get("services")):
         for version in _values(service.get("versions")):

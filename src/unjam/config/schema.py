@@ -77,7 +77,7 @@ class Listen(Model):
 class Admin(Model):
     """Dashboard, metrics and control API. An address is short for `{listen: ...}`; `off`: none."""
 
-    listen: ListenAddress = Field(parse_listen("127.0.0.1:8081"), description="host:port or [v6]:port.")
+    listen: ListenAddress = Field(parse_listen("127.0.0.1:8081"), description="host:port, [v6]:port or unix:/path.")
     token: Token | None = Field(
         None, description="Bearer token, or the sha256:... of it; required beyond loopback.", repr=False
     )
@@ -88,8 +88,6 @@ class Admin(Model):
 
     @model_validator(mode="after")
     def _guarded(self) -> Admin:
-        if self.listen.path is not None:
-            raise BadValue("the admin listener needs host:port", "Write admin: 127.0.0.1:8081.")
         if self.token is None and not self.listen.loopback:
             raise BadValue(
                 f"{self.listen} can be reached from other machines and has no token",
@@ -104,6 +102,11 @@ class Admin(Model):
     @property
     def port(self) -> int:
         return self.listen.port
+
+    @property
+    def path(self) -> str | None:
+        """The Unix socket, None for TCP."""
+        return self.listen.path
 
 
 class Key(Model):
@@ -159,7 +162,7 @@ def _log_target(value: object) -> str:
 class AccessLog(Model):
     """One line per request. `off`, `stdout` or a path is short for `{to: ...}`."""
 
-    to: Annotated[str, PlainValidator(_log_target), Kind("off, stdout or a file")] = Field(
+    to: Annotated[str, PlainValidator(_log_target), Kind("off, stdout, stderr or a file")] = Field(
         "stdout", description="Where it goes. A file is relative to the configuration file and reopened on reload."
     )
     format: Annotated[str, one_of("auto", "json", "console"), Kind("auto, json or console")] = Field(
@@ -169,11 +172,6 @@ class AccessLog(Model):
     @property
     def enabled(self) -> bool:
         return self.to != "off"
-
-    @property
-    def path(self) -> str | None:
-        """The file, `-` for stdout, None for off."""
-        return {"off": None, "stdout": "-"}.get(self.to, self.to)
 
 
 @dataclass(frozen=True, slots=True)
