@@ -1,32 +1,32 @@
 """The default: the least stretch, then the fewest heavy requests per core, then the least recently used.
 
-`stretch = max(1, (inflight + 1) / avail)`: below one request per core, one more slows nobody down, and what matters is
-to keep heavy requests apart. Heavy work turns the first two around: fewest heavy requests per core, then the least
-stretch. Within 1.08 of a clairvoyant central queue where slots are about twice the cores.
+`stretch = max(1, (inflight + 1) / avail)`: below one request per core, one more slows nobody down, and what matters is to
+keep heavy requests apart. Heavy work turns the first two around: fewest heavy requests per core, then the least stretch.
+Within 1.08 of a clairvoyant central queue where slots are about twice the cores.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from unjam.core.policies._heap import Entry, HeapPolicy
+from unjam.core.policies._levels import Key, LevelPolicy
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
 
 
-class LeastLoaded(HeapPolicy):
+class LeastLoaded(LevelPolicy):
     __slots__ = ()
     name: ClassVar[str] = "least_loaded"
 
-    def key(self, endpoint: Endpoint) -> Entry:
+    def key(self, endpoint: Endpoint) -> Key:
         stretch = (endpoint.inflight + 1) * endpoint.step
         if stretch < endpoint.floor:
             stretch = endpoint.floor
-        return (stretch, endpoint.heavy * endpoint.per_core, endpoint.turn, endpoint)
+        return (stretch, endpoint.heavy * endpoint.per_core)
 
-    def heavy_key(self, endpoint: Endpoint) -> Entry:
+    def heavy_key(self, endpoint: Endpoint) -> Key:
         stretch = (endpoint.inflight + 1) * endpoint.step
         if stretch < endpoint.floor:
             stretch = endpoint.floor
-        return (endpoint.heavy * endpoint.per_core, stretch, endpoint.turn, endpoint)
+        return (endpoint.heavy * endpoint.per_core, stretch)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from unjam.core.policies._heap import Entry, HeapPolicy
+from unjam.core.policies._levels import Key, LevelPolicy
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
 
 
-class LeastOutstanding(HeapPolicy):
+class LeastOutstanding(LevelPolicy):
     __slots__ = ()
     name: ClassVar[str] = "least_outstanding"
 
-    def key(self, endpoint: Endpoint) -> Entry:
+    def key(self, endpoint: Endpoint) -> Key:
         # Capacity comes in only through warm-up, reports and failures: 1 for an endpoint at its best.
         strain = endpoint.step * endpoint.spec.capacity * endpoint.spec.weight
-        return ((endpoint.inflight + 1) * strain, endpoint.turn, endpoint)
+        return ((endpoint.inflight + 1) * strain, 0.0)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from unjam.core.policies._heap import Entry, HeapPolicy
+from unjam.core.policies._levels import Key, LevelPolicy
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
 
+#: One level for all: what is left of the order is whose turn it is.
+ALL: Final[Key] = (0.0, 0.0)
 
-class RoundRobin(HeapPolicy):
+
+class RoundRobin(LevelPolicy):
     __slots__ = ()
     name: ClassVar[str] = "round_robin"
 
-    def key(self, endpoint: Endpoint) -> Entry:
-        return (endpoint.turn, endpoint)
+    def key(self, endpoint: Endpoint) -> Key:
+        return ALL
