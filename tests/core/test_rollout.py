@@ -73,6 +73,21 @@ def test_after_a_change_only_callers_move_that_must(weights: list[float], data: 
         assert now in (before[caller], f"v{grown}")
 
 
+def test_more_callers_than_are_remembered_keep_their_versions() -> None:
+    split = picker(("v7", 90.0), ("v8", 10.0))
+    callers = [f"caller-{i}" for i in range(10_000)]
+    first = [split.pick(caller) for caller in callers]
+    assert [split.pick(caller) for caller in callers] == first
+    assert len(split._known) <= 4096
+    split.pick("k" * 8000)
+    assert "k" * 8000 not in split._known
+
+
+def test_weights_next_to_nothing_are_weights() -> None:
+    split = picker(("a", 5e-324), ("b", 5e-324))
+    assert {split.pick(f"caller-{i}") for i in range(20)} <= {"a", "b"}
+
+
 def test_two_services_do_not_share_one_split() -> None:
     parts = [Candidate("v1", "v1", 50.0), Candidate("v2", "v2", 50.0)]
     one: VersionPicker[str] = VersionPicker("one")

@@ -1,22 +1,22 @@
 """Sessions: requests with the same key meet the same endpoint, for a while, and move together when it goes.
 
-A session is placed by weighted rendezvous hashing with bounded load, so that it would come home to the same endpoint
-even if its binding were lost, but never to one that is much fuller than the rest. Bounded in number (the least recently
-used goes first) and in time (`ttl` seconds after the last use).
+Where a new session goes is decided elsewhere (`policies.rendezvous`: it would come home to the same endpoint even if
+its binding were lost); here is remembered where it went. Bounded in number (the least recently used goes first) and in
+time (`ttl` seconds after the last use).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING
-
-from unjam.core.hashing import hash64, name64, score
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
 
 MAX_ENTRIES = 100_000
+#: Longer keys are kept as their hash: callers choose them, and a hundred thousand headers of 8 KiB would be 800 MB.
+MAX_KEY = 64
 
 
 class Binding:
@@ -51,6 +51,8 @@ class Sessions:
 
     def lookup(self, key: str, now: float) -> Endpoint | None:
         """The endpoint `key` is bound to, and the binding lives on for another `ttl`. None: no live binding."""
+        if len(key) > MAX_KEY:
+            key = _digest(key)
         binding = self._bindings.get(key)
         if binding is None:
             return None
@@ -63,11 +65,13 @@ class Sessions:
 
     def binding(self, key: str) -> Binding | None:
         """The binding as it is, expired or not, without touching it."""
-        return self._bindings.get(key)
+        return self._bindings.get(key if len(key) <= MAX_KEY else _digest(key))
 
     def bind(self, key: str, endpoint: Endpoint, now: float) -> int:
         """Bind `key` to `endpoint`; returns the epoch: the same as before if it lived there already (within the ttl),
         else higher than any this object ever gave."""
+        if len(key) > MAX_KEY:
+            key = _digest(key)
         binding = self._bindings.get(key)
         if binding is not None:
             if binding.endpoint is endpoint and now - binding.used < self.ttl:
@@ -85,6 +89,8 @@ class Sessions:
 
     def unbind(self, key: str) -> None:
         """End one session. Unknown keys are ignored."""
+        if len(key) > MAX_KEY:
+            key = _digest(key)
         binding = self._bindings.get(key)
         if binding is not None:
             self._drop(key, binding)
@@ -123,31 +129,5 @@ class Sessions:
             del self._keys[binding.endpoint]
 
 
-def place(
-    key: str, endpoints: Sequence[Endpoint], load: Callable[[Endpoint], float], bound: float = 1.25
-) -> Endpoint | None:
-    """The home of a new session among `endpoints`: the highest weighted rendezvous score (weight: configured capacity ×
-    weight, which unlike `avail` does not change by the minute) of those whose `load` is at most `bound` × the mean.
-
-    Bounded load after Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018). With
-    `bound` at least 1 somebody is always below it. None only for no endpoints.
-    """
-    if not endpoints:
-        return None
-    loads = [load(endpoint) for endpoint in endpoints]
-    most = bound * sum(loads) / len(loads)
-    key64 = hash64(key)
-    best: Endpoint | None = None
-    best_score = -1.0
-    lightest = 0
-    for i, endpoint in enumerate(endpoints):
-        if loads[i] > most:
-            if loads[i] < loads[lightest]:
-                lightest = i
-            continue
-        spec = endpoint.spec
-        value = score(key64, name64(endpoint.name), spec.capacity * spec.weight)
-        if value > best_score:
-            best, best_score = endpoint, value
-    # Only rounding, or a bound below 1, leaves nobody.
-    return best if best is not None else endpoints[lightest]
+def _digest(key: str) -> str:
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=MAX_KEY // 2).hexdigest()
