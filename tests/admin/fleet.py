@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unjam.admin.control import BreakerAction, ControlRefused
+from unjam.admin.control import ControlRefused
 from unjam.telemetry.collector import Collector
 from unjam.telemetry.metrics import GatewayStats
 
@@ -27,17 +27,22 @@ class Fleet:
             "services": {
                 "auditor": {
                     "policy": "least_loaded",
-                    "queue": {"fast": 0, "heavy": 3},
+                    "queue": {"fast": 0, "heavy": 3, "max": 1000, "tenants": 1},
                     "versions": {
                         "v7": {
                             "weight": 90.0,
                             "breaker": {"state": "closed", "share": 1.0},
-                            "endpoints": [endpoint(URL), endpoint("http://10.0.0.2:9000", healthy=False)],
+                            "endpoints": [
+                                endpoint(URL),
+                                endpoint("http://10.0.0.2:9000", healthy=False, why=["unhealthy"]),
+                            ],
                         },
                         "v8": {
                             "weight": 10.0,
                             "breaker": {"state": "open", "share": 0.0, "why": "error rate 31 %"},
-                            "endpoints": [endpoint("http://10.0.0.3:9000", inflight=8, heavy=2)],
+                            "endpoints": [
+                                endpoint("http://10.0.0.3:9000", inflight=8, heavy=2, why=["breaker open", "full"])
+                            ],
                         },
                     },
                 }
@@ -60,9 +65,9 @@ class Fleet:
         running = {"request_id": "r1", "service": "auditor", "version": "v7", "endpoint": URL, "lane": "heavy"}
         return [{**running, "tenant": "acme", "age_s": 61.5, "state": "running"}] * min(limit, 3)
 
-    def drain(self, endpoint: str, draining: bool) -> bool:
+    def drain(self, endpoint_url: str, draining: bool) -> bool:
         self._maybe_refuse()
-        found = [e for v in self._versions() for e in v["endpoints"] if e["name"] == endpoint]
+        found = [e for v in self._versions() for e in v["endpoints"] if e["name"] == endpoint_url]
         for one in found:
             one["draining"] = draining
         return bool(found)
@@ -74,7 +79,7 @@ class Fleet:
             found["weight"] = weight
         return found is not None
 
-    def breaker(self, service: str, version: str, action: BreakerAction) -> bool:
+    def breaker(self, service: str, version: str, action: str) -> bool:
         self._maybe_refuse()
         found = self._version(service, version)
         if found is not None:
@@ -111,6 +116,6 @@ def endpoint(name: str, **changes: Any) -> dict[str, Any]:
         "healthy": True,
         "ejected": False,
         "draining": False,
-        "why": [],
+        "why": ["open"],
         **changes,
     }

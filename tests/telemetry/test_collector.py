@@ -46,6 +46,7 @@ def snapshot(endpoints: int = 2) -> dict[str, Any]:
                 "versions": {
                     "v7": {
                         "weight": 90.0,
+                        "share": 0.9,
                         "breaker": {"state": "ramping", "share": 0.25},
                         "endpoints": [endpoint(f"http://10.0.{n // 256}.{n % 256}:9000") for n in range(endpoints)],
                     }

@@ -7,7 +7,7 @@ refusal is `{"error": {"code", "message"}}` and says what to do. docs/observabil
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from unjam.admin import page
 from unjam.admin.auth import Guard, Hosts, Token, error
-from unjam.admin.control import BreakerAction, Control, ControlRefused
+from unjam.admin.control import Control, ControlRefused
 from unjam.telemetry import logs
 from unjam.telemetry.collector import render_slowly
 from unjam.telemetry.escape import printable
@@ -48,7 +48,7 @@ class Weight(msgspec.Struct, forbid_unknown_fields=True):
 class Breaker(msgspec.Struct, forbid_unknown_fields=True):
     service: Name
     version: Name
-    action: BreakerAction
+    action: Literal["trip", "reset"]
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):

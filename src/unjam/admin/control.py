@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from unjam.telemetry.collector import Collector
-
-BreakerAction = Literal["trip", "reset"]
 
 
 class ControlRefused(Exception):
@@ -39,7 +37,7 @@ class Control(Protocol):
         while it waits), lane, tenant, age_s, state."""
         ...
 
-    def drain(self, endpoint: str, draining: bool) -> bool:
+    def drain(self, endpoint_url: str, draining: bool) -> bool:
         """Stop (or resume) giving new requests to every endpoint of this URL. False: there is none."""
         ...
 
@@ -47,8 +45,8 @@ class Control(Protocol):
         """False: no such service or version. Holds until the next reload says otherwise."""
         ...
 
-    def breaker(self, service: str, version: str, action: BreakerAction) -> bool:
-        """Open a version's breaker by hand, or close it. False: no such service or version."""
+    def breaker(self, service: str, version: str, action: str) -> bool:
+        """Open a version's breaker by hand (`trip`), or close it (`reset`). False: no such service or version."""
         ...
 
     async def reload(self) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -106,7 +106,23 @@ def _service(name: str, service: Mapping[str, Any]) -> str:
     versions = service.get("versions", {})
     total = sum(version.get("weight", 0) for version in versions.values())
     body = "".join(_version(label, version, total) for label, version in versions.items())
-    return f'<section class="card">{head}{body}</section>'
+    return f'<section class="card">{head}{body}{_oldest(service.get("oldest", ()))}</section>'
+
+
+def _oldest(running: Sequence[Mapping[str, Any]]) -> str:
+    """Who is stuck: the requests that have run the longest."""
+    rows = "".join(
+        f"<tr><td>{escape(str(lease['bucket']))}</td><td>{escape(str(lease['tenant'] or ''))}</td>"
+        f'<td class="url">{escape(str(lease["endpoint"]))}</td><td>{escape(str(lease["lane"]))}</td>'
+        f'<td class="n num">{_seconds(lease["age"])}</td><td class="n num">{_seconds(lease["expected"])}</td></tr>'
+        for lease in running
+    )
+    if not rows:
+        return ""
+    return (
+        '<div class="version"><table><thead><tr><th>longest running</th><th>tenant</th><th>endpoint</th><th>lane</th>'
+        f'<th class="n">for</th><th class="n">expected</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _version(name: str, version: Mapping[str, Any], total: float) -> str:
@@ -144,18 +160,13 @@ def _version(name: str, version: Mapping[str, Any], total: float) -> str:
 
 def _endpoint(endpoint: Mapping[str, Any]) -> str:
     slots, running, heavy = endpoint.get("slots") or 0, endpoint.get("inflight", 0), endpoint.get("heavy", 0)
-    words = _troubles(endpoint)
-    if not words:
-        state = _pill("warn", "full") if slots and running >= slots else _pill("ok", "ok")
-    else:
-        state = " ".join(_pill("warn" if word == "draining" else "bad", word) for word in words)
     region = f' <span class="dim">{escape(str(endpoint["region"]))}</span>' if endpoint.get("region") else ""
     available = endpoint.get("avail")
     return (
         f'<tr><td class="url">{escape(str(endpoint.get("name", "?")))}{region}</td>'
         f'<td class="bar">{_bar(running - heavy, heavy, slots)}</td>'
         f'<td class="n num">{running} / {slots}</td>'
-        f'<td class="n num">{"" if available is None else _number(available)}</td><td>{state}</td></tr>'
+        f'<td class="n num">{"" if available is None else _number(available)}</td><td>{_state(endpoint)}</td></tr>'
     )
 
 
@@ -175,13 +186,18 @@ def _regions(regions: Mapping[str, Any]) -> list[str]:
         return []
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="bar">{_share_bar(region.get("headroom", 1.0))}</td>'
-        f'<td class="n num">{100 * region.get("headroom", 1.0):.0f} % left</td></tr>'
+        f'<td class="n num">{100 * region.get("headroom", 1.0):.0f} % left{_blocked(region)}</td></tr>'
         for name, region in regions.items()
     )
     return [
         '<section class="card"><div class="head"><h2>Regions</h2></div><div class="version"><table><tbody>'
         f"{rows}</tbody></table></div></section>"
     ]
+
+
+def _blocked(region: Mapping[str, Any]) -> str:
+    seconds = region.get("blocked_for", 0.0)
+    return f", blocked for {_seconds(seconds)}" if seconds else ""
 
 
 def _share_bar(share: float) -> str:
@@ -193,22 +209,29 @@ def _share_bar(share: float) -> str:
 
 
 def _queue(service: Mapping[str, Any]) -> dict[str, int]:
-    return dict(service.get("queue", {}))
+    queue = service.get("queue", {})
+    return {lane: queue[lane] for lane in ("fast", "heavy") if lane in queue}
 
 
-def _troubles(endpoint: Mapping[str, Any]) -> list[str]:
-    """Why it takes nothing new: the balancer's own words where it gives any."""
-    if endpoint.get("why"):
-        why = endpoint["why"]
-        return [why] if isinstance(why, str) else [str(word) for word in why]
-    words = []
-    if not endpoint.get("healthy", True):
-        words.append("unhealthy")
-    if endpoint.get("ejected"):
-        words.append("ejected")
-    if endpoint.get("draining"):
-        words.append("draining")
-    return words
+#: The balancer's words on an endpoint that are not, or not quite, trouble. All others are.
+_FINE = ("open",)
+_PARTLY = (
+    "full",
+    "draining",
+    "no more heavy work",
+    "warming up",
+    "failed lately",
+    "breaker ramping",
+    "used all the same",
+)
+
+
+def _state(endpoint: Mapping[str, Any]) -> str:
+    """Why it gets work or not, in the balancer's own words."""
+    return " ".join(
+        _pill("ok" if word in _FINE else "warn" if word.startswith(_PARTLY) else "bad", str(word))
+        for word in endpoint.get("why", ())
+    )
 
 
 def _usable(endpoint: Mapping[str, Any]) -> bool:
@@ -221,3 +244,11 @@ def _pill(tone: str, text: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.0f} min"

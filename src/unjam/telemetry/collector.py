@@ -179,6 +179,12 @@ class Collector(registry.Collector):
             (((name, released), version["weight"]) for name, released, version in versions if "weight" in version),
         )
         yield from _gauge(
+            "unjam_version_share",
+            "Share of the service's traffic it gets by weights and breakers, 0 to 1.",
+            labels,
+            (((name, released), version["share"]) for name, released, version in versions if "share" in version),
+        )
+        yield from _gauge(
             "unjam_breaker_state",
             "1 for the state the breaker is in, 0 for the others.",
             (*labels, "state"),
