@@ -352,6 +352,16 @@ def test_a_flood_of_new_paths_keeps_the_busy_ones() -> None:
     assert len(list(estimator)) == len(estimator)
 
 
+def test_long_paths_are_cut() -> None:
+    estimator = Estimator(5.0)
+    path = "POST /" + "x" * 8000
+    assert estimator.bucket(path) is estimator.bucket(path + "y")
+    assert estimator.bucket(path, 60.0) is estimator.bucket(path + "y", 60.0)
+    assert estimator.bucket(path, 60.0) is not estimator.bucket(path)
+    assert all(len(bucket.features) < 300 for bucket in estimator)
+    assert len(estimator) == 2
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from([None, 1.0, 60.0])), max_size=200))
 def test_the_bound_holds_and_a_bucket_is_there_once(asked: list[tuple[str, float | None]]) -> None:
     estimator = Estimator(5.0, max_buckets=6)

@@ -35,6 +35,9 @@ _OVERFLOW: Final = 1e100
 #: Observations between two refreshes: a quarter of those seen, at most this many.
 _REFRESH_MOST: Final = 64
 
+#: Characters of features that tell buckets apart: callers choose paths, and we keep them.
+FEATURES_MOST: Final = 256
+
 #: A prior (a hint, or the service's overall figures) is gone after this many observations of the bucket's own.
 PRIOR_GONE: Final = 8
 #: What a caller's hint weighs against observations, and what the service's overall figures do.
@@ -331,6 +334,9 @@ class Estimator:
         return len(self._recent) + len(self._older)
 
     def _slow(self, key: _Key, features: str, power: int | None, lane: str | None) -> Bucket:
+        if len(features) > FEATURES_MOST:
+            features = features[:FEATURES_MOST]
+            key = features if power is None and lane is None else (features, power, lane)
         bucket = self._recent.get(key)
         if bucket is None:
             bucket = self._older.pop(key, None)
