@@ -1,0 +1,326 @@
+"""Mutational fuzz of the wire: hostile bytes in, and only documented verdicts out.
+
+    python benchmarks/fuzz_wire.py [--inputs N | --seconds S] [--seed K]
+
+Each input is a valid or hostile message that was mutated (bytes flipped, inserted, deleted, pieces of others spliced
+in), read whole and again in random pieces. Asserted for each: nothing but `Malformed` with a reason of the table is
+raised; both readings agree on every message and on the verdict; what is forwarded holds no CR, LF or NUL of the peer's
+and reads back to the same. `faulthandler` ends the run when one input takes longer than ten seconds. The same seed
+gives the same inputs; a failure prints the one that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from unjam.wire.http1 import (
+    REASONS,
+    RESPONSE_LIMITS,
+    ChunkedReader,
+    Limits,
+    Malformed,
+    RequestHead,
+    RequestReader,
+    ResponseHead,
+    ResponseReader,
+    request_head,
+    response_head,
+)
+from unjam.wire.sse import SseTracker
+from unjam.wire.websocket import check_handshake
+
+#: Small enough that mutated inputs reach them.
+TIGHT = Limits(line=120, head=260, fields=8, chunk_ext=24, trailers=60)
+
+REQUESTS = [
+    b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    b"POST /v1/chat?x=1 HTTP/1.1\r\nHost: a:80\r\nContent-Type: application/json\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST /%7ea/../b//c HTTP/1.1\r\nHost: a\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n",
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://a\r\n\r\n",
+    b"GET http://user@a.example:81/x HTTP/1.1\r\nHost: b\r\nConnection: close, x-a\r\nX-A: 1\r\n\r\n",
+    b"OPTIONS * HTTP/1.0\r\nConnection: keep-alive\r\n\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"0\r\n\r\nGET /smuggled HTTP/1.1\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nAuthorization: Bearer k\r\nContent-Length: 3\r\n\r\n"
+    b"abcGET ",
+    b"GET / HTTP/1.1\nHost: a\n\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\nContent_Length: 5\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+]
+RESPONSES = [
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nDate: x\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"9\r\ndata: x\n\n\r\n0\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\n",
+    b"HTTP/1.0 500\r\nConnection: keep-alive, x-b\r\nX-B: 1\r\n\r\noops",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+    b"Sec-WebSocket-Accept: x\r\n\r\n\x81\x00",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+]
+BODIES = [
+    b"5\r\nhello\r\n0\r\n\r\nnext",
+    b'5;a="b\\"c";d\r\nhello\r\nA\r\n0123456789\r\n0;x\r\nX-Sum: 1\r\nX-Other: 2\r\n\r\n',
+    b"7fffffffffffffff\r\nabc",
+    b"0x5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
+    b"1\r\na\r\n" * 12 + b"00\r\n\r\n",
+]
+STREAMS = [
+    b"data: x\n\nevent: error\ndata: y\n\n: hb\n\n",
+    b"event:error\r\ndata: y\r\n\r\ndata: event: error\r\r",
+    b"id: 1\r\rretry: 5\n\r\n\r",
+]
+FRAGMENTS = [
+    *(
+        b"\r\n",
+        b"\r",
+        b"\n",
+        b"\r\n\r\n",
+        b"\x00",
+        b" ",
+        b"\t",
+        b":",
+        b"0\r\n\r\n",
+        b"\xff",
+        b"%2f",
+        b"%00",
+        b"..",
+        b"//",
+        b"_",
+        b";",
+        b'"',
+    ),
+    *(
+        b"Content-Length: 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Host: b\r\n",
+        b"Connection: close\r\n",
+        b" x\r\n",
+        b"event: error",
+    ),
+    *(
+        b"HTTP/1.1",
+        b"ffffffffffffffff",
+        b",",
+        b"chunked",
+        b"+",
+        b"0x",
+        b"A" * 130,
+        b"X: y\r\n" * 9,
+        b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n",
+    ),
+]
+
+Trace = list[Any]
+Reading = Callable[[Iterable[bytes]], Trace]
+
+
+def facts(head: RequestHead | ResponseHead) -> dict[str, Any]:
+    return {name: getattr(head, name) for name in head.__slots__}
+
+
+def read_requests(pieces: Iterable[bytes], limits: Limits = TIGHT) -> Trace:
+    """Heads, bodies of finished messages, and the refusal, if any."""
+    reader, chunked = RequestReader(limits), ChunkedReader(limits)
+    trace: Trace = []
+    head: RequestHead | None = None
+    body, left = b"", 0
+    try:
+        for data in pieces:
+            while True:
+                if head is None:
+                    head = reader.feed(data)
+                    if head is None:
+                        break
+                    trace.append(facts(head))
+                    trace.append(_check_request(head))
+                    body, left, data = b"", head.length or 0, reader.rest
+                    chunked.reset()
+                if head.chunked:
+                    body += b"".join(chunked.feed(data)) if data else b""
+                    if not chunked.done:
+                        break
+                    data = chunked.rest
+                else:
+                    body, data, left = body + data[:left], data[left:], max(0, left - len(data))
+                    if left:
+                        break
+                trace.append(body)
+                head = None
+                if not data:
+                    break
+    except Malformed as error:
+        trace.append(_verdict(error, "client"))
+    return trace
+
+
+def _check_request(head: RequestHead) -> str:
+    """What we would send on is one head, and says the same. The verdict over a WebSocket handshake."""
+    verdict = ""
+    if head.upgrade is not None:
+        try:
+            check_handshake(head, {"http://a"})
+        except Malformed as error:
+            verdict = _verdict(error, "client")
+    raw = request_head(head.method, head.wire_target, head.authority or b"a", head.forward)
+    again = RequestReader(Limits()).feed(raw)
+    assert again is not None
+    assert (again.method, again.path, again.query, again.forward) == (head.method, head.path, head.query, head.forward)
+    assert again.length is None
+    assert not again.chunked
+    assert b"\x00" not in raw
+    assert raw.count(b"\r\n") == raw.count(b"\r") == raw.count(b"\n") == len(head.forward) + 3
+    return verdict
+
+
+def read_responses(pieces: Iterable[bytes]) -> Trace:
+    reader = ResponseReader(TIGHT)
+    trace: Trace = []
+    rest = b""
+    head: ResponseHead | None = None
+    try:
+        for data in pieces:
+            while head is None or head.status < 200:
+                head = reader.feed(data)
+                if head is None:
+                    data = b""
+                    break
+                trace.append(facts(head))
+                for method in ("GET", "HEAD"):
+                    trace.append(head.body(method))
+                again = ResponseReader(RESPONSE_LIMITS).feed(response_head(head.status, head.forward, head.reason))
+                assert again is not None
+                assert (again.forward, again.length, again.chunked) == (head.forward, None, False)
+                data = reader.rest
+                if not data:
+                    break
+            rest += data
+        trace.append(rest)
+    except Malformed as error:
+        trace.append(_verdict(error, "endpoint"))
+    return trace
+
+
+def read_chunked(pieces: Iterable[bytes]) -> Trace:
+    reader = ChunkedReader(TIGHT, "endpoint")
+    payload = b""
+    try:
+        for data in pieces:
+            for piece in reader.feed(data):
+                assert piece
+                payload += piece
+    except Malformed as error:
+        # How much was handed on before depends on the pieces; that it ends here does not.
+        return [_verdict(error, "endpoint")]
+    return [payload, reader.done, reader.rest]
+
+
+def read_events(pieces: Iterable[bytes]) -> Trace:
+    tracker = SseTracker()
+    for data in pieces:
+        tracker.feed(data)
+    return [tracker.at_boundary, tracker.errors]
+
+
+def _verdict(error: Malformed, side: str) -> str:
+    assert error.reason in REASONS
+    assert error.side == side
+    assert 400 <= error.status < 600
+    return error.reason
+
+
+KINDS: list[tuple[Reading, list[bytes]]] = [
+    (read_requests, REQUESTS),
+    (read_requests, REQUESTS),
+    (read_responses, RESPONSES),
+    (read_chunked, BODIES),
+    (read_events, STREAMS),
+]
+
+
+def mutate(rng: random.Random, raw: bytes, others: list[bytes]) -> bytes:
+    data = bytearray(raw)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3, 5))):
+        at = rng.randrange(len(data) + 1)
+        what = rng.randrange(7)
+        if what == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif what == 1 and at < len(data):
+            data[at] = rng.randrange(256)
+        elif what == 2:
+            del data[at : at + rng.choice((1, 1, 2, 8, 40))]
+        elif what == 3:
+            data[at:at] = rng.choice(FRAGMENTS)
+        elif what == 4:
+            other = rng.choice(others)
+            start = rng.randrange(len(other))
+            data[at:at] = other[start : start + rng.choice((4, 16, 64))]
+        elif what == 5:
+            start = rng.randrange(len(data) + 1)
+            data[at:at] = data[start : start + rng.choice((1, 8, 30))]
+        else:
+            data[at:at] = rng.randbytes(rng.choice((1, 2, 5)))
+    return bytes(data)
+
+
+def pieces_of(rng: random.Random, raw: bytes) -> list[bytes]:
+    if rng.random() < 0.1:
+        return [raw[at : at + 1] for at in range(len(raw))]
+    places = sorted(rng.randrange(len(raw) + 1) for _ in range(rng.choice((1, 1, 2, 5))))
+    return [raw[start:end] for start, end in zip([0, *places], [*places, len(raw)], strict=True)]
+
+
+def fuzz(inputs: int, seed: int, seconds: float | None = None) -> Counter[str]:
+    """Runs and counts verdicts. AssertionError, or whatever a codec raised, on a finding."""
+    rng = random.Random(seed)
+    verdicts: Counter[str] = Counter()
+    end = None if seconds is None else time.monotonic() + seconds
+    done = 0
+    while done < inputs:
+        if done % 1000 == 0:
+            faulthandler.dump_traceback_later(10, exit=True)
+            if end is not None and time.monotonic() >= end:
+                break
+        read, corpus = rng.choice(KINDS)
+        raw = mutate(rng, rng.choice(corpus), corpus)
+        pieces = pieces_of(rng, raw)
+        try:
+            whole = read([raw])
+            split = read(pieces)
+            assert whole == split, f"pieces read differently: {whole} != {split}"
+        except BaseException:
+            print(f"seed {seed}, input {done}, {read.__name__}: {raw!r}\nin pieces {pieces!r}", flush=True)
+            raise
+        done += 1
+        reasons = [step for step in whole if isinstance(step, str) and step in REASONS]
+        verdicts[reasons[-1] if reasons else "read"] += 1
+    faulthandler.cancel_dump_traceback_later()
+    return verdicts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=None, help="stop after this long")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    started = time.monotonic()
+    verdicts = fuzz(options.inputs, options.seed, options.seconds)
+    total = sum(verdicts.values())
+    print(f"{total:,} inputs in {time.monotonic() - started:.0f} s, seed {options.seed}: no finding")
+    for verdict, count in verdicts.most_common():
+        print(f"{count:>10,}  {verdict}")
+    wire_only = set(REASONS) - {"head_timeout", "body_timeout", "body_too_large", "unasked_101"}
+    print("never seen:", ", ".join(sorted(wire_only - set(verdicts))) or "none")
+
+
+if __name__ == "__main__":
+    main()
