@@ -150,7 +150,8 @@ def show(mode: str, summary: dict[str, Any], absent: dict[str, str], given: argp
         own, client_own = direct["cpu_us"]["median"], direct["client_cpu_us"]["median"]
         note = (
             f"Without a proxy: {significant(direct['per_second']['median'])} per s, "
-            f"p50 {significant(direct['p50_ms']['median'])} ms; origin {significant(own)} µs and generator {significant(client_own)} µs of CPU each."
+            f"p50 {significant(direct['p50_ms']['median'])} ms; "
+            f"origin {significant(own)} µs and generator {significant(client_own)} µs of CPU each."
         )
     results.table(title, columns, rows, note)
 

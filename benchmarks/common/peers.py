@@ -74,7 +74,7 @@ class Peer:
         log = s.folder / "output.log"
         process = Process(self.name, plan.argv, log, plan.env, cwd=s.folder)
         try:
-            wait_until_ready(process, plan.port, plan.ready_path, within=120.0)
+            wait_until_ready(process, plan.port, plan.ready_path, within=60.0)
         except BaseException:
             process.stop()
             raise
@@ -359,7 +359,29 @@ class Unjam(Peer):
         return unjam_version()
 
     def launch(self, s: Setting) -> Launch:
-        raise NotImplementedError("the gateway is not there yet")
+        port = free_port()
+        slots = f", slots: {s.hard_slots}" if s.hard_slots else ""
+        endpoints = "\n".join(f'          - {{url: "http://127.0.0.1:{p}"{slots}}}' for p in s.endpoints)
+        config = f"""\
+listen: 127.0.0.1:{port}
+admin: 127.0.0.1:{free_port()}
+state: "memory:"
+access_log: {{to: "{s.folder / "access.log"}", format: json}}
+limits: {{keepalive: 1h}}
+services:
+  bench:
+    lanes: {{fast: {{up_to: {s.up_to:g}s}}, heavy: {{share: 0.75}}}}
+    queue: {{max: 100000, timeout: 1h}}
+    breaker: {{error_rate: 5%}}
+    versions:
+      v1:
+        endpoints:
+{endpoints}
+"""
+        if not s.access_log:
+            config = re.sub("(?m)^access_log: .*$", "access_log: off", config)
+        binary = self._binary if self._binary.exists() else Path(_which("unjam") or "unjam")
+        return Launch(port, [str(binary), "serve", "--config", "unjam.yaml"], {"unjam.yaml": config})
 
 
 def all_peers() -> list[Peer]:

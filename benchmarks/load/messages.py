@@ -25,7 +25,8 @@ _WORDS = b"Please read the attached audit and tell me in one sentence what is wr
 #: The fields that the Python SDK sends beside the ten (fields="sdk"); all are the same in every request.
 _SDK_FIELDS = (
     b"Connection: keep-alive\r\nX-Stainless-OS: Linux\r\nX-Stainless-Arch: x64\r\n"
-    b"X-Stainless-Package-Version: 1.61.0\r\nX-Stainless-Runtime: CPython\r\nX-Stainless-Runtime-Version: 3.11.7\r\nX-Stainless-Async: false\r\n"
+    b"X-Stainless-Package-Version: 1.61.0\r\nX-Stainless-Runtime: CPython\r\n"
+    b"X-Stainless-Runtime-Version: 3.11.7\r\nX-Stainless-Async: false\r\n"
 )
 
 
