@@ -276,7 +276,8 @@ async def watch(side: Side, every: float) -> None:
 
     async def look_in() -> None:
         if said := await ask(f"http://127.0.0.1:{side.admin}", "/api/state"):
-            side.queued = sum(sum(service["queue"].values()) for service in said["services"].values())
+            queues = [service["queue"] for service in said["services"].values()]
+            side.queued = sum(queue["fast"] + queue["heavy"] for queue in queues)
 
     while True:
         await asyncio.gather(look_in(), *map(look, side.urls, side.states))
