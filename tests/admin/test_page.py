@@ -71,7 +71,7 @@ def test_it_shows_services_versions_and_endpoints() -> None:
         "http://10.0.0.2:9000 2 / 8 8 unhealthy",
         "http://10.0.0.3:9000 8 / 8 8 breaker open full",
         "12 running",
-        "2 of 3 endpoints usable",
+        "1 of 3 endpoints usable",
         "us-east-1 40 % left",
     ):
         assert words in text, (words, text)

@@ -37,10 +37,12 @@ h1{font-size:20px;margin:0;letter-spacing:-.01em}h2{font-size:16px;margin:0}h3{f
 .bad{color:var(--bad);background:var(--badbg)}
 table{width:100%;border-collapse:collapse}th{font-weight:500;color:var(--dim);text-align:left;font-size:12px}
 th,td{padding:4px 10px 4px 0;vertical-align:middle}td.url{font-family:ui-monospace,monospace;font-size:12.5px;
-overflow-wrap:anywhere}td.bar{width:34%}td.n,th.n{text-align:right;white-space:nowrap}
+overflow-wrap:anywhere}.bar{width:34%}td.n,th.n{text-align:right;white-space:nowrap}
 svg{display:block;width:100%;height:10px;border-radius:5px}.free{fill:var(--free)}.fast{fill:var(--fast)}
 .heavy{fill:var(--heavy)}.key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
 .kf{background:var(--fast)}.kh{background:var(--heavy)}.ke{background:var(--free)}
+.e{table-layout:fixed}.e .n{width:11%}.e .s{width:22%}td.n{padding-right:18px}th.n{padding-right:18px}
+@media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}}
 a{color:var(--fast);text-decoration:none}a:hover{text-decoration:underline}
 footer{padding-top:4px;padding-bottom:30px;color:var(--dim);font-size:12.5px}
 """
@@ -147,8 +149,8 @@ def _version(name: str, version: Mapping[str, Any], total: float) -> str:
         else ""
     )
     table = (
-        '<table><thead><tr><th>endpoint</th><th>slots</th><th class="n">running</th><th class="n">available</th>'
-        f"<th>state</th></tr></thead><tbody>{rows}</tbody></table>"
+        '<table class="e"><thead><tr><th>endpoint</th><th class="bar">slots</th><th class="n">running</th>'
+        f'<th class="n a">available</th><th class="s">state</th></tr></thead><tbody>{rows}</tbody></table>'
         if rows
         else '<p class="dim">no endpoints</p>'
     )
@@ -166,7 +168,7 @@ def _endpoint(endpoint: Mapping[str, Any]) -> str:
         f'<tr><td class="url">{escape(str(endpoint.get("name", "?")))}{region}</td>'
         f'<td class="bar">{_bar(running - heavy, heavy, slots)}</td>'
         f'<td class="n num">{running} / {slots}</td>'
-        f'<td class="n num">{"" if available is None else _number(available)}</td><td>{_state(endpoint)}</td></tr>'
+        f'<td class="n a num">{"" if available is None else _number(available)}</td><td>{_state(endpoint)}</td></tr>'
     )
 
 
@@ -235,7 +237,8 @@ def _state(endpoint: Mapping[str, Any]) -> str:
 
 
 def _usable(endpoint: Mapping[str, Any]) -> bool:
-    return bool(endpoint.get("healthy", True) and not endpoint.get("ejected") and not endpoint.get("draining"))
+    """Something may still be sent there, if not now then when a slot is free."""
+    return all(word != "draining" and word.startswith((*_FINE, *_PARTLY)) for word in endpoint.get("why", ()))
 
 
 def _pill(tone: str, text: str) -> str:
