@@ -128,12 +128,10 @@ def test_every_key_reaches_the_gateway(everything: Config, tmp_path: Path) -> No
         "max_fields": 50,
         "max_body": 64 * 2**20,
         "max_inspect": 256 * 2**10,
-        "buffer": 128 * 2**10,
         "header_timeout": 5.0,
         "body_timeout": 20.0,
         "stalled_timeout": 120.0,
         "keepalive": 30.0,
-        "pipeline": 4,
     }
     assert config.access_log.to == str(tmp_path / "access.log")
     assert config.access_log.format == "json"

@@ -105,6 +105,12 @@ def test_what_is_not_yaml_names_the_line(text: str, line: int) -> None:
     assert problem.fix
 
 
+def test_an_unquoted_variable_in_braces_is_told_to_be_quoted() -> None:
+    (problem,) = refused("a: {b: ${X}, c: d}\n", X="1")
+    assert problem.line == 1
+    assert '"${NAME}"' in problem.fix
+
+
 @pytest.mark.parametrize("text", ["a: \x00", "a: \x1b[31m", "a: '\x07'"])
 def test_raw_control_characters_are_refused(text: str) -> None:
     assert "does not allow" in refused("ok: 1\n" + text)[0].message

@@ -16,7 +16,7 @@ from unjam.gateway.auth import Tenant
 from unjam.gateway.settings import Settings
 from unjam.wire.http1 import Malformed, RequestHead, RequestReader
 
-_REQUEST = re.compile(r"(?:([A-Za-z]+) +)?(\S+)(?: +HTTP/1\.[01])?\Z")
+_REQUEST = re.compile(r"(?:([A-Za-z]+) +)?(/\S*|\*|https?://\S+)(?: +HTTP/1\.[01])?\Z")
 
 
 def explain_request(config: Config, request: str, headers: Sequence[str], model: str | None) -> tuple[list[str], bool]:
@@ -53,7 +53,8 @@ def explain_request(config: Config, request: str, headers: Sequence[str], model:
     prefix = _matched_prefix(spec, head.path) if spec.strip_prefix else ""
     if prefix:
         lines.append(_line("forwarded", head.path[len(prefix) :] or "/"))
-    _lane(spec, head, lines)
+    if not _lane(spec, head, lines):
+        return lines, False
     weights = sum(version.weight for version in spec.versions)
     shares = [
         f"{version.name} {format_percent(version.weight / weights)}" for version in spec.versions if version.weight
@@ -121,7 +122,8 @@ def _access(settings: Settings, head: RequestHead, spec: ServiceSpec, lines: lis
     return False
 
 
-def _lane(spec: ServiceSpec, head: RequestHead, lines: list[str]) -> None:
+def _lane(spec: ServiceSpec, head: RequestHead, lines: list[str]) -> bool:
+    """Adds the lines on lane and timeouts; False when a hint makes no sense, so that the request would be refused."""
     lane, why = "fast", "until its history says otherwise"
     try:
         if (expected := head.known.get(b"x-unjam-expected-seconds")) is not None:
@@ -132,9 +134,10 @@ def _lane(spec: ServiceSpec, head: RequestHead, lines: list[str]) -> None:
             lane, why = features.lane(hint), "since it says so; history corrects that"
     except features.BadHint as bad:
         lines.append(_line("lane", f"refused with 400: {bad}"))
-        return
+        return False
     lines.append(_line("lane", f"{lane}, {why}"))
     lines.append(_line("timeouts", timeouts(spec.lanes.heavy if lane == "heavy" else spec.lanes.fast)))
+    return True
 
 
 def _session(spec: ServiceSpec, head: RequestHead) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from unjam.cli.trouble import USAGE, CliError
 from unjam.config import Config, ConfigError, from_urls, load
+from unjam.telemetry import logs
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,24 @@ def _in_options(error: ConfigError) -> CliError:
 
 
 def run(choices: Choices, env: Mapping[str, str]) -> int:
-    """The exit code of the gateway."""
-    config, read = configuration(choices, env)
+    """The exit code of the gateway. What the configuration probably does not mean is logged, at each reload too."""
     from unjam.gateway.server import run as run_gateway
 
-    return run_gateway(config, read)
+    config, read = configuration(choices, env)
+    logs.setup()
+    warn(config)
+    if read is None:
+        return run_gateway(config, None)
+
+    def read_and_warn() -> Config:
+        again = read()
+        warn(again)
+        return again
+
+    return run_gateway(config, read_and_warn)
+
+
+def warn(config: Config) -> None:
+    log = logs.get("config")
+    for found in config.warnings:
+        log.warning("check", file=config.name, line=found.line, config_key=found.key, why=found.message, fix=found.fix)

@@ -194,8 +194,8 @@ def count(value: object) -> int:
 
 
 def format_count(number: int) -> str:
-    for unit in ("G", "M", "k"):
-        if number >= 10 * _MANY[unit] and not number % _MANY[unit]:
+    for unit, least in (("G", 1), ("M", 1), ("k", 10)):
+        if number >= least * _MANY[unit] and not number % _MANY[unit]:
             return f"{number // _MANY[unit]}{unit}"
     return str(number)
 

@@ -141,12 +141,10 @@ class Limits(Model):
     max_inspect: PositiveSize = Field(
         2**20, description="Most of a body that `inspect: body` holds; more is answered 413."
     )
-    buffer: PositiveSize = Field(65536, description="Held per direction of an exchange before the sender is paused.")
     header_timeout: PositiveDuration = Field(10.0, description="From the first byte to the end of the headers; 408.")
     body_timeout: PositiveDuration = Field(30.0, description="Longest silence within a request body; 408.")
     stalled_timeout: PositiveDuration = Field(60.0, description="A client that reads nothing for so long is dropped.")
     keepalive: PositiveDuration = Field(75.0, description="An idle connection is closed after this.")
-    pipeline: PositiveCount = Field(16, description="Requests read ahead on one connection.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Limits:

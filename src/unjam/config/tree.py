@@ -212,7 +212,10 @@ def read_tree(text: str, problems: list[Problem]) -> Node:
         fix = "Check the indentation, the quotes and the colons here and on the line above."
         if error.problem and "found character" in error.problem and "\\t" in error.problem:
             fix = "Indent with spaces: YAML does not allow tabs."
-        raise ConfigError([Problem(mark.line + 1 if mark else 1, "", f"is not valid YAML: {what}", fix)]) from None
+        line = mark.line if mark else 0
+        if any("${" in near for near in text.splitlines()[max(0, line - 1) : line + 1]):
+            fix = 'Inside { } and [ ], put quotes around a variable: "${NAME}".'
+        raise ConfigError([Problem(line + 1, "", f"is not valid YAML: {what}", fix)]) from None
 
 
 def to_data(root: Node, env: Mapping[str, str], problems: list[Problem]) -> Any:
