@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -31,9 +32,8 @@ class Agent:
 Start = Callable[..., Agent]
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """start("hello.py", "--slots", 2): the agent, serving; ended with the test."""
+@contextlib.contextmanager
+def starting() -> Iterator[Start]:
     agents: list[Agent] = []
 
     def begin(script: str, *args: object) -> Agent:
@@ -45,9 +45,25 @@ def start() -> Iterator[Start]:
         assert agent.url.startswith("http://127.0.0.1:"), agent.url
         return agent
 
-    yield begin
-    for agent in agents:
-        agent.process.kill()
-        agent.process.wait()
-        assert agent.process.stdout is not None
-        agent.process.stdout.close()
+    try:
+        yield begin
+    finally:
+        for agent in agents:
+            agent.process.kill()
+            agent.process.wait()
+            assert agent.process.stdout is not None
+            agent.process.stdout.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """start("hello.py", "--slots", 2): the agent, serving; ended with the test."""
+    with starting() as begin:
+        yield begin
+
+
+@pytest.fixture(scope="module")
+def start_for_all() -> Iterator[Start]:
+    """The same, ended with the module's last test."""
+    with starting() as begin:
+        yield begin
