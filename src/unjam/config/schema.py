@@ -230,7 +230,8 @@ class Config(Model):
     )
     state: Annotated[State, PlainValidator(parse_state), Kind("URL", lambda state: str(state.url))] = Field(
         State("memory", "memory"),
-        description="memory, sqlite:PATH, redis://, rediss://, redis+sentinel://, redis+cluster://.",
+        description="memory, sqlite:PATH, redis://, rediss://, redis+sentinel://, redis+cluster://. "
+        "Checked, but not used by this version.",
     )
     trusted_proxies: Annotated[tuple[NetworkItem, ...], BeforeValidator(one_or_list)] = Field(
         (), description="Networks whose X-Forwarded-* are believed."
