@@ -107,31 +107,30 @@ async def test_probes_need_no_token_and_tell_strangers_nothing() -> None:
         assert "auditor has no healthy endpoint" in answer.text
 
 
+FOREIGN = [
+    "evil.example",
+    "evil.example:8081",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "127.0.0.1@evil.example",
+    "localhost:80:80",
+    "localhost:x",
+    "[::1",
+    "[::1]x",
+    "10.0.0.1",
+    "0x7f000001",
+    "2130706433",
+]
+
+
 @pytest.mark.parametrize("token", [None, TOKEN])
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example",
-        "evil.example:8081",
-        "localhost.evil.example",
-        "127.0.0.1.evil.example",
-        "127.0.0.1@evil.example",
-        "localhost:80:80",
-        "localhost:x",
-        "[::1",
-        "[::1]x",
-        "10.0.0.1",
-        "0x7f000001",
-        "2130706433",
-    ],
-)
 @in_loop
-async def test_a_foreign_host_is_403_even_with_the_token(host: str, token: str | None) -> None:
+async def test_a_foreign_host_is_403_even_with_the_token(token: str | None) -> None:
     async with served(token=token) as admin:
-        headers = {"host": host, "x-unjam-token": TOKEN}
-        answer = await admin.client.get("/api/state", headers=headers)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_host")
-        assert admin.rejected == [("admin_foreign_host", "127.0.0.1")]
+        for host in FOREIGN:
+            answer = await admin.client.get("/api/state", headers={"host": host, "x-unjam-token": TOKEN})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_host"), host
+        assert admin.rejected == [("admin_foreign_host", "127.0.0.1")] * len(FOREIGN)
 
 
 @in_loop

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import os
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 import structlog
 
 from unjam.admin import page
+from unjam.core.balancer import Balancer
+from unjam.core.model import Lease, Request
+from unjam.core.spec import EndpointSpec, RegionSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import AccessLog
 from unjam.telemetry.collector import render
@@ -74,6 +78,20 @@ def test_it_shows_services_versions_and_endpoints() -> None:
         "1 of 3 endpoints usable",
         "us-east-1 40 % left",
     ):
+        assert words in text, (words, text)
+
+
+def test_the_balancers_own_snapshot_fits() -> None:
+    balancer = Balancer(random.Random(1))
+    url = "http://10.0.0.1:9000"
+    versions = (VersionSpec("v7", (EndpointSpec(url, slots=4, region="us"),)),)
+    regions = {"us": RegionSpec("us", tokens_per_minute=1e6)}
+    balancer.apply(Topology({"auditor": ServiceSpec("auditor", versions)}, regions), 0.0)
+    lease = balancer.offer(Request(balancer.services["auditor"], "POST /agents", 0.0, "acme", tokens=10), 0.0)
+    assert isinstance(lease, Lease)
+    lease.endpoint.draining = True
+    text = Reader(page.render(balancer.snapshot(5.0), True, "")).text
+    for words in (f"{url} us 1 / 4 4 draining", f"POST /agents acme {url} fast 5.0 s", "0 of 1 endpoints usable"):
         assert words in text, (words, text)
 
 

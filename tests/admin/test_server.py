@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import signal
 import socket
@@ -16,15 +17,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from unjam.admin import app as admin_app
+from unjam.admin import server as admin_server
 from unjam.admin.app import create_app
-from unjam.admin.auth import AdminExposed, hosts_for
+from unjam.admin.auth import AdminExposed, Guard, hosts_for
 from unjam.admin.server import AdminServer
 
 from .fleet import Fleet
 from .served import TOKEN, in_loop, served
 
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-def app() -> object:
+
+def app() -> Guard:
     return create_app(Fleet(), None, hosts_for("127.0.0.1"))
 
 
@@ -54,10 +59,10 @@ async def test_signals_stay_with_the_gateway() -> None:
 @in_loop
 async def test_stop_closes_the_port_and_kept_connections_soon() -> None:
     loop = asyncio.get_running_loop()
-    server = AdminServer(app())  # type: ignore[arg-type]
+    server = AdminServer(app())
     await server.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.write(REQUEST)
     await reader.readuntil(b"ok\n")
     start = loop.time()
     await server.stop()
@@ -71,7 +76,7 @@ async def test_stop_closes_the_port_and_kept_connections_soon() -> None:
 
 @in_loop
 async def test_a_server_starts_once() -> None:
-    server = AdminServer(app())  # type: ignore[arg-type]
+    server = AdminServer(app())
     await server.start()
     with pytest.raises(RuntimeError, match="started before"):
         await server.start()
@@ -82,17 +87,17 @@ async def test_a_server_starts_once() -> None:
 async def test_an_address_in_use_is_an_os_error() -> None:
     async with served() as admin:
         with pytest.raises(OSError, match="in use"):
-            await AdminServer(app()).start("127.0.0.1", admin.server.port)  # type: ignore[arg-type]
+            await AdminServer(app()).start("127.0.0.1", admin.server.port)
 
 
 @in_loop
 async def test_beyond_loopback_it_refuses_to_start_without_token() -> None:
     with pytest.raises(AdminExposed):
-        await AdminServer(app()).start("0.0.0.0", 0)  # type: ignore[arg-type]
+        await AdminServer(app()).start("0.0.0.0", 0)
     with socket.socket() as wide:
         wide.bind(("0.0.0.0", 0))
         with pytest.raises(AdminExposed):
-            await AdminServer(app()).start(sockets=[wide])  # type: ignore[arg-type]
+            await AdminServer(app()).start(sockets=[wide])
     guarded = AdminServer(create_app(Fleet(), TOKEN, hosts_for("0.0.0.0")), token=TOKEN)
     await guarded.start("0.0.0.0", 0)
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -106,7 +111,7 @@ async def test_beyond_loopback_it_refuses_to_start_without_token() -> None:
 async def test_a_bound_socket_can_be_handed_over() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = AdminServer(app())  # type: ignore[arg-type]
+    server = AdminServer(app())
     await server.start(sockets=[listener])
     assert server.port == port
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -172,3 +177,63 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate_file, key_file
+
+
+@in_loop
+async def test_malformed_requests_are_counted_and_closed() -> None:
+    async with served() as admin:
+        for junk in (
+            b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost localhost\r\n\r\n",
+            b"\x00" * 70_000,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", admin.server.port)
+            writer.write(junk)
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            writer.close()
+        assert admin.rejected == [("admin_malformed", "127.0.0.1")] * 3
+
+
+@in_loop
+async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_server, "HEAD_TIMEOUT", 0.0)
+    async with served() as admin:
+        for begun, again in ((b"", False), (b"GET /healthz HTTP/1.1\r\n", False), (REQUEST, True)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", admin.server.port)
+            writer.write(begun)
+            if again:
+                await reader.readuntil(b"ok\n")
+                writer.write(b"GET")
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        assert admin.rejected == [("admin_head_timeout", "127.0.0.1")] * 3
+        assert (await admin.client.get("/healthz")).status_code == 200
+
+
+@in_loop
+async def test_idle_strangers_do_not_keep_an_operator_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_server, "MAX_CONNECTIONS", 4)
+    async with served() as admin:
+        strangers = [await asyncio.open_connection("127.0.0.1", admin.server.port) for _ in range(12)]
+        for _, writer in strangers[::2]:
+            writer.write(REQUEST)  # and then idle
+        assert (await admin.client.get("/healthz")).status_code == 200
+        assert admin.rejected == [("admin_connections", "127.0.0.1")] * 9
+        for _, writer in strangers:
+            writer.close()
+
+
+@in_loop
+async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_app, "BODY_TIMEOUT", 0.05)
+    async with served() as admin:
+        reader, writer = await asyncio.open_connection("127.0.0.1", admin.server.port)
+        writer.write(
+            b"POST /api/reload HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 2\r\n\r\n{"
+        )
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+        assert admin.fleet.reloads == 0

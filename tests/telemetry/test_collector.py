@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from unjam.core.model import Outcome, Reason
+from unjam.core.balancer import Balancer
+from unjam.core.model import Outcome, Reason, Request
+from unjam.core.spec import EndpointSpec, RegionSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry.collector import PIECE, Collector, render, render_slowly
 from unjam.telemetry.metrics import SECONDS, GatewayStats
 
@@ -214,6 +217,23 @@ def test_ten_thousand_endpoints_come_in_pieces(accept: str) -> None:
     assert turns > 70_000 / PIECE / 2
     assert body.count(b"\nunjam_endpoint_slots{") == 10_000
     assert body.count(b"\n# TYPE unjam_endpoint_slots ") == 1
+
+
+def test_the_balancers_own_snapshot_fills_every_gauge() -> None:
+    balancer = Balancer(random.Random(1))
+    versions = (VersionSpec("v7", (EndpointSpec("http://10.0.0.1:9000", slots=4, region="us"),), weight=90.0),)
+    regions = {"us": RegionSpec("us", tokens_per_minute=1e6)}
+    balancer.apply(Topology({"auditor": ServiceSpec("auditor", versions)}, regions), 0.0)
+    balancer.offer(Request(balancer.services["auditor"], "POST /", 0.0, tokens=10), 0.0)
+    balancer.trip("auditor", "v7", 1.0)
+    found = families(Collector(GatewayStats(), balancer.snapshot(1.0)))
+    for name, family in found.items():
+        if name.startswith(("unjam_endpoint", "unjam_version", "unjam_breaker", "unjam_region", "unjam_queue_length")):
+            assert family.samples, name
+    assert value(found, "unjam_leases") == 1
+    assert value(found, "unjam_breaker_state", service="auditor", version="v7", state="open") == 1
+    where = {"service": "auditor", "version": "v7", "endpoint": "http://10.0.0.1:9000"}
+    assert value(found, "unjam_endpoint_inflight", **where) == 1
 
 
 def test_every_metric_is_documented() -> None:

@@ -6,6 +6,7 @@ refusal is `{"error": {"code", "message"}}` and says what to do. docs/observabil
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +26,8 @@ from unjam.telemetry.escape import printable
 
 #: Bytes of one request body.
 MAX_BODY = 16 * 1024
+#: Seconds in which it must arrive.
+BODY_TIMEOUT = 10.0
 MAX_ACTIVE = 1000
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -205,10 +208,14 @@ async def _body(request: Request, shape: type[Body]) -> Body:
         # Also what keeps forms of foreign pages out: they cannot send this type without asking first.
         raise _BadBody(415, "not_json", "Send the body as JSON, with Content-Type: application/json.")
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise _BadBody(413, "body_too_large", f"The body may have {MAX_BODY} bytes.")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > MAX_BODY:
+                    raise _BadBody(413, "body_too_large", f"The body may have {MAX_BODY} bytes.")
+    except TimeoutError:
+        raise _BadBody(408, "body_timeout", f"The body must arrive within {BODY_TIMEOUT:.0f} seconds.") from None
     try:
         return msgspec.json.decode(bytes(data), type=shape)
     except msgspec.ValidationError as problem:

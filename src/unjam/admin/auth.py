@@ -113,7 +113,7 @@ class Guard:
         self._app = app
         self._token = token
         self._hosts = hosts
-        self._on_reject = on_reject
+        self.on_reject = on_reject
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -135,7 +135,7 @@ class Guard:
         hosts = [value for name, value in headers if name == b"host"]
         authority = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
         if not self._hosts.allows(_host_of(authority)):
-            self._on_reject("admin_foreign_host", peer)
+            self.on_reject("admin_foreign_host", peer)
             return error(
                 403,
                 "foreign_host",
@@ -144,13 +144,13 @@ class Guard:
             )
         for name, value in headers:
             if name == b"origin" and not _same_origin(value.decode("latin-1").lower(), authority):
-                self._on_reject("admin_foreign_origin", peer)
+                self.on_reject("admin_foreign_origin", peer)
                 return error(403, "foreign_origin", "Requests from other sites' pages are refused.")
             if name == b"sec-fetch-site" and value == b"cross-site" and scope["method"] not in ("GET", "HEAD"):
-                self._on_reject("admin_foreign_origin", peer)
+                self.on_reject("admin_foreign_origin", peer)
                 return error(403, "foreign_origin", "Requests from other sites' pages are refused.")
         if not authorised:
-            self._on_reject("admin_unauthorized", peer)
+            self.on_reject("admin_unauthorized", peer)
             return error(
                 401,
                 "unauthorized",
