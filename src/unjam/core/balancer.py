@@ -91,18 +91,15 @@ class Balancer:
             pool = version.sole
             if pool is not None and not version.queue and (request.deadline is None or request.deadline > now):
                 heavy = bucket.heavy
-                if not heavy or version.heavy_cap is None or version.heavy < version.heavy_cap:
+                if not heavy or lanes.fits(version, bucket):
                     policy = pool.policy
                     endpoint = policy.pick(request, heavy, now)
                     if endpoint is not None:
                         lease = Lease(request, service, version, endpoint, bucket, heavy, bucket.predicted, now)
                         endpoint.inflight += 1
                         if heavy:
-                            endpoint.heavy += 1
-                            version.heavy += 1
-                            service.slow[lease] = None
-                        else:
-                            service.fast[lease] = None
+                            lanes.begin(lease)
+                        service.young[lease] = None
                         service.dispatched += 1
                         policy.started(endpoint, heavy)
                         return lease
@@ -121,11 +118,12 @@ class Balancer:
         endpoint = lease.endpoint
         endpoint.inflight -= 1
         if lease.heavy:
-            endpoint.heavy -= 1
-            version.heavy -= 1
-            del service.slow[lease]
+            lanes.end(lease)
+        if lease.overdue:
+            del service.overdue[lease]
+            lease.bucket.outlived(-1)
         else:
-            del service.fast[lease]
+            del service.young[lease]
         service.ended[outcome] += 1
         seconds = now - lease.started
         if outcome is Outcome.OK:
@@ -321,7 +319,7 @@ class Balancer:
         """A free slot for it now, with a claim on the quota of its region. Otherwise `_quota_wait` says for how many
         seconds a quota is what is missing; None: slots are."""
         self._reservation = self._quota_wait = None
-        if heavy and version.heavy_cap is not None and version.heavy >= version.heavy_cap:
+        if heavy and not lanes.fits(version, bucket):
             return None
         sessions = version.service.sessions
         home = False
@@ -332,7 +330,7 @@ class Balancer:
                 bound is not None
                 and not home
                 and bound.inflight < bound.slots
-                and not (heavy and bound.heavy >= bound.heavy_cap)
+                and not (heavy and bound.burden > bound.heavy_most)
                 and bound not in request.tried
                 and bound.pool.version is version
                 and self._claim(bound.region, request, bucket, now)
@@ -370,11 +368,8 @@ class Balancer:
         lease.reservation, self._reservation = self._reservation, None
         endpoint.inflight += 1
         if heavy:
-            endpoint.heavy += 1
-            version.heavy += 1
-            service.slow[lease] = None
-        else:
-            service.fast[lease] = None
+            lanes.begin(lease)
+        service.young[lease] = None
         request.service.dispatched += 1
         endpoint.pool.started(endpoint, heavy)
         sessions = service.sessions

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from unjam.core.pool import Pool
     from unjam.core.quota import Region
 
+#: What one request that is certainly heavy counts for.
+UNIT: Final = 64
 #: Seconds after which a load report counts for nothing: stale is worse than none.
 REPORT_LIFE: Final = 30.0
 #: An endpoint with less than this part of its memory free takes nothing new.
@@ -44,11 +46,13 @@ class LeaseEnded(Exception):
 class Endpoint:
     """`slots`, `inflight`, `heavy`: requests, counted at dispatch. `avail`: cores. Times are monotonic seconds.
 
+    `burden`: of its heavy requests, in 1/`UNIT` of one; another fits while that is at most `heavy_most`.
     `usable`: health, drain and memory allow new work; it may still be full. `shell`: the gateway's own object.
     """
 
     __slots__ = (
         "avail",
+        "burden",
         "connect_failures",
         "cost",
         "cost_at",
@@ -66,6 +70,7 @@ class Endpoint:
         "heavy",
         "heavy_cap",
         "heavy_entry",
+        "heavy_most",
         "heavy_stale",
         "inflight",
         "name",
@@ -96,6 +101,7 @@ class Endpoint:
         self.region = region
         self.inflight = 0
         self.heavy = 0
+        self.burden = 0
         self.healthy = True
         self.draining = False
         self.removed = False
@@ -133,8 +139,8 @@ class Endpoint:
         """Take the size of `spec`; what runs and what is known of its health stays."""
         self.spec = spec
         self.slots = spec.hard_slots
-        self.heavy_cap = self.slots
-        self.per_core = 1.0 / spec.capacity
+        self.cap_heavy(self.slots)
+        self.per_core = 1.0 / (UNIT * spec.capacity)
         self.avail = spec.capacity * spec.weight
         self.floor = 0.0
         self.step = 0.0
@@ -174,6 +180,11 @@ class Endpoint:
                 restless = True
         self._measure()
         return restless
+
+    def cap_heavy(self, cap: int) -> None:
+        """It runs at most `cap` heavy requests, of those that are known to be."""
+        self.heavy_cap = cap
+        self.heavy_most = UNIT * (cap - 1)
 
     def blame(self, now: float) -> None:
         """One failure: it looks that much fuller than it is, for a while. Otherwise one that fails at once has the

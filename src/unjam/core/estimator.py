@@ -54,6 +54,11 @@ HEAVY_COUNT: Final = 1.5
 FAST_FROM: Final = 0.06
 FAST_MEAN: Final = 0.7
 
+#: Seconds that a request which has outlived the boundary is taken to need, as a multiple of the boundary.
+OVERDUE_SECONDS: Final = _LANE_SECONDS[HEAVY]
+#: `Bucket.risk` is counted in parts of this.
+RISK_UNIT: Final = 64
+
 _Key: TypeAlias = str | tuple[str, int | None, str | None]
 
 
@@ -130,7 +135,8 @@ class Bucket(Histogram):
 
     `p50`, `p90`, `mean`, `predicted`: seconds. `heavy`: the lane by prediction. `tokens_p90`: what nine of ten use at
     most, 0.0 when none were observed. `known`: there is something to go by; without it 0 s and fast is all that can
-    be said.
+    be said. `risk`: chance of a request of a heavy bucket to be heavy itself, in 1/64, at least one; 0 for fast ones.
+    `overdue`: requests that run and have outlived the boundary.
     """
 
     __slots__ = (
@@ -143,7 +149,9 @@ class Bucket(Histogram):
         "features",
         "heavy",
         "known",
+        "overdue",
         "predicted",
+        "risk",
         "tokens_p90",
     )
 
@@ -153,7 +161,9 @@ class Bucket(Histogram):
         self.predicted = 0.0
         self.tokens_p90 = 0.0
         self.heavy = False
+        self.risk = 0
         self.known = False
+        self.overdue = 0
         self._estimator = estimator
         self._overall = overall
         self._prior: list[float] = []
@@ -200,6 +210,12 @@ class Bucket(Histogram):
             total += self._bins[i] * _VALUES[i]
         self.observe(max(seconds, total / weight) if weight > 0.0 else seconds)
 
+    def outlived(self, more: int = 1) -> None:
+        """So many more (-1: fewer) requests run that have outlived the boundary and are not observed yet."""
+        self.overdue += more
+        if self.known and more > 0:
+            self.refresh()
+
     def observe_tokens(self, tokens: int) -> None:
         """A request used this many tokens. Raises ValueError when negative."""
         if tokens < 0:
@@ -224,7 +240,7 @@ class Bucket(Histogram):
     def borrow(self, other: Bucket) -> None:
         """Show another bucket's figures until there is something of one's own."""
         self.p50, self.p90, self.mean, self.predicted = other.p50, other.p90, other.mean, other.predicted
-        self.heavy = other.heavy
+        self.heavy, self.risk = other.heavy, other.risk
         self.tokens_p90 = other.tokens_p90
 
     def _begin(self) -> None:
@@ -249,9 +265,18 @@ class Bucket(Histogram):
         self.known = True
         first = self._estimator.boundary_bin
         long = cumulative[-1] - cumulative[first - 1] if first else cumulative[-1]
-        part = long / cumulative[-1]
-        mean = self.mean
         boundary = self._estimator.boundary
+        mean = self.mean
+        total = cumulative[-1]
+        if self.overdue:
+            # What still runs and is over the boundary has not been observed: without it long work would look rare until
+            # the first of it has ended, and be let in all that time.
+            unseen = self.overdue * self._newest
+            typical = max(OVERDUE_SECONDS * boundary, self.p90)
+            mean = (mean * total + typical * unseen) / (total + unseen)
+            long += unseen
+            total += unseen
+        part = long / total
         if self.heavy:
             self.heavy = mean >= FAST_MEAN * boundary and part >= FAST_FROM
         else:
@@ -259,6 +284,7 @@ class Bucket(Histogram):
         # What the queue orders by. Among classes of work that is not preempted, the shortest mean first is the best
         # order for the mean wait (the cμ rule: Cox and Smith, "Queues", 1961), and where sizes are mixed the median
         # would hide the long ones. A fast bucket's mean may be one stray hour, so that it counts up to the p90 only.
+        self.risk = max(1, round(RISK_UNIT * part)) if self.heavy else 0
         self.predicted = mean if self.heavy else min(mean, self.p90)
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from unjam.core.endpoint import UNIT
+
 if TYPE_CHECKING:
+    from unjam.core.estimator import Bucket
     from unjam.core.model import Lease
     from unjam.core.service import Service, Version
 
@@ -29,11 +32,14 @@ def set_caps(version: Version) -> None:
     share = version.service.spec.lanes.share
     endpoints = version.endpoints.values()
     pooled = all(endpoint.slots <= FEW for endpoint in endpoints)
-    version.heavy_cap = cap(share, version.slots) if pooled else None
+    version.heavy_cap = 0 if pooled else None
+    version.heavy_most = None
+    add_slots(version, 0)
     for endpoint in endpoints:
-        own = endpoint.slots if pooled else cap(share, endpoint.slots)
+        # Where the pool counts, an endpoint may be full of heavy work.
+        own = endpoint.slots + 1 if pooled else cap(share, endpoint.slots)
         if own != endpoint.heavy_cap:
-            endpoint.heavy_cap = own
+            endpoint.cap_heavy(own)
             if endpoint.usable:
                 endpoint.pool.touch(endpoint)
 
@@ -43,26 +49,59 @@ def add_slots(version: Version, slots: int) -> None:
     version.slots += slots
     if version.heavy_cap is not None:
         version.heavy_cap = cap(version.service.spec.lanes.share, version.slots)
+        version.heavy_most = UNIT * version.heavy_cap
 
 
-def promote(service: Service, now: float) -> list[Lease]:
-    """Relabel the fast leases that have outlived the boundary; returns them. The oldest come first, so that only those
-    are looked at."""
-    fast = service.fast
+def fits(version: Version, bucket: Bucket) -> bool:
+    """The version's whole pool has room for one more heavy request like this."""
+    return version.heavy_most is None or version.burden + bucket.risk <= version.heavy_most
+
+
+def begin(lease: Lease) -> None:
+    """A heavy lease was dispatched: it counts for as much as is likely."""
+    lease.burden = burden = lease.bucket.risk
+    version = lease.version
+    version.heavy += 1
+    version.burden += burden
+    endpoint = lease.endpoint
+    endpoint.heavy += 1
+    endpoint.burden += burden
+
+
+def end(lease: Lease) -> None:
+    """A heavy lease ended."""
+    version = lease.version
+    version.heavy -= 1
+    version.burden -= lease.burden
+    endpoint = lease.endpoint
+    endpoint.heavy -= 1
+    endpoint.burden -= lease.burden
+
+
+def promote(service: Service, now: float) -> None:
+    """What has outlived the boundary is heavy, and counts for all of a heavy request. The oldest come first, so that
+    only those are looked at."""
+    young = service.young
     since = now - service.spec.lanes.up_to
-    promoted: list[Lease] = []
-    for lease in fast:
+    outlived: list[Lease] = []
+    for lease in young:
         if lease.started > since:
             break
-        promoted.append(lease)
-    for lease in promoted:
-        del fast[lease]
-        service.slow[lease] = None
-        lease.heavy = lease.promoted = True
-        lease.version.heavy += 1
+        outlived.append(lease)
+    for lease in outlived:
+        del young[lease]
+        service.overdue[lease] = None
+        lease.overdue = True
+        lease.bucket.outlived()
+        version = lease.version
         endpoint = lease.endpoint
-        endpoint.heavy += 1
+        if not lease.heavy:
+            lease.heavy = lease.promoted = True
+            version.heavy += 1
+            endpoint.heavy += 1
+            service.promoted += 1
+        version.burden += UNIT - lease.burden
+        endpoint.burden += UNIT - lease.burden
+        lease.burden = UNIT
         if endpoint.usable:
             endpoint.pool.touch(endpoint)
-    service.promoted += len(promoted)
-    return promoted

@@ -45,10 +45,10 @@ class Reason(StrEnum):
 class Request:
     """What the core needs to know of one request.
 
-    `arrived`: monotonic seconds, kept over retries. `bucket`: features below the service, e.g. `"POST /page"`, joined by
-    the caller; bounded by the estimator. `seconds_hint`, `lane_hint`: what the caller declared. `tokens`: tokens it may
-    use (input + max_tokens), None when unknown. `deadline`: monotonic seconds after which nobody waits for the answer.
-    `tried`: endpoints not to use again. `context`: the shell's own object, carried and never looked at.
+    `arrived`: monotonic seconds, kept over retries. `bucket`: features below the service, e.g. `"POST /page"`, joined
+    by the caller; bounded by the estimator. `seconds_hint`, `lane_hint`: what the caller declared. `tokens`: tokens it
+    may use (input + max_tokens), None when unknown. `deadline`: monotonic seconds after which nobody waits for the
+    answer. `tried`: endpoints not to use again. `context`: the shell's own object, carried and never looked at.
     """
 
     __slots__ = (
@@ -99,15 +99,19 @@ class Lease:
 
     `started`: monotonic seconds of the dispatch. `expected`: predicted seconds. `promoted`: it outlived the fast
     lane's boundary and counts as heavy since. `fallback`: the service asked for was down and this is another one.
+    `burden`: what it counts for against the heavy share, in 1/64 of a heavy request. `overdue`: it has outlived the
+    boundary, whatever its lane.
     """
 
     __slots__ = (
         "bucket",
+        "burden",
         "endpoint",
         "expected",
         "fallback",
         "heavy",
         "outcome",
+        "overdue",
         "promoted",
         "request",
         "reservation",
@@ -135,6 +139,8 @@ class Lease:
         self.heavy = heavy
         self.expected = expected
         self.started = started
+        self.burden = 0
+        self.overdue = False
         self.promoted = False
         self.fallback = False
         self.outcome: Outcome | None = None

@@ -28,12 +28,14 @@ class Version:
 
     __slots__ = (
         "breaker",
+        "burden",
         "down",
         "endpoints",
         "evict",
         "healthy",
         "heavy",
         "heavy_cap",
+        "heavy_most",
         "leaving",
         "members",
         "name",
@@ -62,6 +64,8 @@ class Version:
         self.queue = Queue()
         self.heavy = 0
         self.heavy_cap: int | None = None
+        self.burden = 0
+        self.heavy_most: int | None = None
         self.members = 0
         self.healthy = 0
         self.usable = 0
@@ -84,18 +88,19 @@ class Version:
 
 
 class Service:
-    """`fast`, `slow`: live leases by lane, oldest first; a promoted one is in `slow`. `sole`: the version that gets
-    every request, when nothing has to be chosen. `chain`: services to fall back on, in order, then `maintenance`."""
+    """`young`, `overdue`: live leases that have not, and have, outlived the lanes' boundary, oldest first. `sole`: the
+    version that gets every request, when nothing has to be chosen. `chain`: services to fall back on, in order, then
+    `maintenance`."""
 
     __slots__ = (
         "chain",
         "dispatched",
         "ended",
         "estimator",
-        "fast",
         "maintenance",
         "name",
         "offered",
+        "overdue",
         "parting",
         "picker",
         "promoted",
@@ -103,12 +108,12 @@ class Service:
         "removed",
         "retry",
         "sessions",
-        "slow",
         "sole",
         "spec",
         "versions",
         "waiting",
         "withdrawn",
+        "young",
     )
 
     def __init__(self, spec: ServiceSpec) -> None:
@@ -125,8 +130,8 @@ class Service:
         self.sessions: Sessions | None = None
         self.open_sessions()
         self.picker: VersionPicker[Version] = VersionPicker(spec.name)
-        self.fast: dict[Lease, None] = {}
-        self.slow: dict[Lease, None] = {}
+        self.young: dict[Lease, None] = {}
+        self.overdue: dict[Lease, None] = {}
         self.waiting = Waiting()
         self.removed = False
         # Every request offered to this service is counted once more: dispatched, refused, withdrawn, or it waits. A
@@ -145,7 +150,7 @@ class Service:
     @property
     def live(self) -> int:
         """Leases that run on this service's endpoints."""
-        return len(self.fast) + len(self.slow)
+        return len(self.young) + len(self.overdue)
 
     @property
     def alternatives(self) -> bool:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from unjam.core.endpoint import UNIT
+
 if TYPE_CHECKING:
     from unjam.core.balancer import Balancer
     from unjam.core.endpoint import Endpoint
@@ -56,8 +58,8 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
         words.append(f"breaker ramping at {version.share:.0%}")
     if endpoint.inflight >= endpoint.slots:
         words.append("full")
-    elif endpoint.heavy >= endpoint.heavy_cap or (
-        version.heavy_cap is not None and version.heavy >= version.heavy_cap > 0
+    elif endpoint.burden > endpoint.heavy_most or (
+        version.heavy_most is not None and version.burden + UNIT > version.heavy_most
     ):
         words.append("no more heavy work")
     if endpoint.region is not None and endpoint.region.headroom(now) <= 0.0:
@@ -81,7 +83,7 @@ def _service(service: Service, now: float) -> dict[str, Any]:
         "promoted": service.promoted,
         "refused": {reason.value: count for reason, count in service.refused.items() if count},
         "ended": {outcome.value: count for outcome, count in service.ended.items() if count},
-        "running": {"fast": len(service.fast), "heavy": len(service.slow)},
+        "running": _running(service),
         "queue": {
             "fast": sum(_fast_waiting(version) for version in service.versions),
             "heavy": sum(_heavy_waiting(version) for version in service.versions),
@@ -103,7 +105,7 @@ def _service(service: Service, now: float) -> dict[str, Any]:
                 "expected": lease.expected,
             }
             for lease in sorted(
-                [*islice(service.fast, OLDEST), *islice(service.slow, OLDEST)], key=lambda lease: lease.started
+                [*islice(service.young, OLDEST), *islice(service.overdue, OLDEST)], key=lambda lease: lease.started
             )[:OLDEST]
         ],
     }
@@ -148,6 +150,11 @@ def _endpoint(endpoint: Endpoint, now: float) -> dict[str, Any]:
         "failed": endpoint.failed,
         "why": why(endpoint, now),
     }
+
+
+def _running(service: Service) -> dict[str, int]:
+    heavy = sum(version.heavy for version in service.versions)
+    return {"fast": service.live - heavy, "heavy": heavy}
 
 
 def _bucket(bucket: Bucket) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Policies that are an order by a key with few values: the endpoint of the least key is next, the least recently used
 first.
 
-Endpoints with the same key share a *level*, a queue; the levels lie in a heap. When its key changes, an endpoint's entry
-dies where it lies and a new one is appended to another level. Dead ones are dropped when they come to the front, or by a
-sweep when there are too many, so that every operation is amortised O(1), or O(log n) where all keys differ. Ten thousand
-endpoints with a handful of keys cost what ten do.
+Endpoints with the same key share a *level*, a queue; the levels lie in a heap. When its key changes, an endpoint's
+entry dies where it lies and a new one is appended to another level. Dead ones are dropped when they come to the front,
+or by a sweep when there are too many, so that every operation is amortised O(1), or O(log n) where all keys differ. Ten
+thousand endpoints with a handful of keys cost what ten do.
 
 Heavy work has an order of its own, of the endpoints below their heavy cap, made when the first heavy request comes:
 services without any never pay for it.
@@ -121,8 +121,8 @@ class Order:
 
 
 class LevelPolicy(Policy):
-    """Subclasses say what the keys are. An endpoint that is open has an entry in `order`, and one in `heavy_order` too, if
-    there is one and it is below its heavy cap."""
+    """Subclasses say what the keys are. An endpoint that is open has an entry in `order`, and one in `heavy_order` too,
+    if there is one and it is below its heavy cap."""
 
     __slots__ = ("heavy_order", "members", "order")
 
@@ -207,7 +207,7 @@ class LevelPolicy(Policy):
     def _move_heavy(self, endpoint: Endpoint, order: Order, used: bool) -> None:
         """The same among heavy work. `used`: it was dispatched to, which ends its turn."""
         entry = endpoint.heavy_entry
-        if endpoint.inflight < endpoint.slots and endpoint.heavy < endpoint.heavy_cap:
+        if endpoint.inflight < endpoint.slots and endpoint.burden <= endpoint.heavy_most:
             key = self.heavy_key(endpoint)
             if entry is not None:
                 if not used and entry[1].key == key:

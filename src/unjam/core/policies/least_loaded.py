@@ -1,8 +1,8 @@
 """The default: the least stretch, then the fewest heavy requests per core, then the least recently used.
 
-`stretch = max(1, (inflight + 1) / avail)`: below one request per core, one more slows nobody down, and what matters is to
-keep heavy requests apart. Heavy work turns the first two around: fewest heavy requests per core, then the least stretch.
-Within 1.08 of a clairvoyant central queue where slots are about twice the cores.
+`stretch = max(1, (inflight + 1) / avail)`: below one request per core, one more slows nobody down, and what matters is
+to keep heavy requests apart. Heavy work turns the first two around: fewest heavy requests per core, then the least
+stretch. Within 1.08 of a clairvoyant central queue where slots are about twice the cores.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class LeastLoaded(LevelPolicy):
         stretch = (endpoint.inflight + 1) * endpoint.step
         if stretch < endpoint.floor:
             stretch = endpoint.floor
-        return (stretch, endpoint.heavy * endpoint.per_core)
+        return (stretch, endpoint.burden * endpoint.per_core)
 
     def heavy_key(self, endpoint: Endpoint) -> Key:
         stretch = (endpoint.inflight + 1) * endpoint.step
         if stretch < endpoint.floor:
             stretch = endpoint.floor
-        return (endpoint.heavy * endpoint.per_core, stretch)
+        return (endpoint.burden * endpoint.per_core, stretch)
