@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from starlette.applications import Starlette
 
+from unjam.admin import app as admin_app
 from unjam.admin.app import MAX_ACTIVE, MAX_BODY, create_app
 from unjam.admin.auth import hosts_for
 from unjam.admin.control import ControlRefused
@@ -257,3 +258,13 @@ def test_every_route_is_documented() -> None:
         for route in app.routes
     ]
     assert sorted(documented) == sorted(served_routes)
+
+
+@in_loop
+async def test_a_page_that_costs_much_refreshes_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 0.065] + [1.0] * 10)
+    monkeypatch.setattr(admin_app, "perf_counter", lambda: next(ticks))
+    async with served() as admin:
+        assert 'http-equiv="refresh" content="2"' in (await admin.client.get("/")).text
+        assert 'http-equiv="refresh" content="13"' in (await admin.client.get("/")).text
+        assert "http-equiv" not in (await admin.client.get("/", params={"refresh": "0"})).text

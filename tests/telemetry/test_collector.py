@@ -46,6 +46,7 @@ def snapshot(endpoints: int = 2) -> dict[str, Any]:
         "services": {
             "auditor": {
                 "queue": {"fast": 1, "heavy": 2},
+                "promoted": 4,
                 "versions": {
                     "v7": {
                         "weight": 90.0,
@@ -102,6 +103,7 @@ def test_values_arrive(accept: str) -> None:
     assert value(found, "unjam_rejects_total", reason="bad_host") == 1
     assert value(found, "unjam_connections") == 5
     assert value(found, "unjam_leases") == 6
+    assert value(found, "unjam_promotions_total", service="auditor") == 4
     assert value(found, "unjam_queue_length", service="auditor", lane="heavy") == 2
     assert value(found, "unjam_version_weight", service="auditor", version="v7") == 90
     assert value(found, "unjam_breaker_state", service="auditor", version="v7", state="ramping") == 1

@@ -7,7 +7,9 @@ refusal is `{"error": {"code", "message"}}` and says what to do. docs/observabil
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -29,6 +31,8 @@ MAX_BODY = 16 * 1024
 #: Seconds in which it must arrive.
 BODY_TIMEOUT = 10.0
 MAX_ACTIVE = 1000
+#: Share of the loop's time that one open status page may take: with a very large fleet it refreshes less often.
+PAGE_SHARE = 0.005
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
@@ -112,6 +116,7 @@ class _Api:
         self._control = control
         self._log = logs.get("admin")
         self._encoder = msgspec.json.Encoder()
+        self._page_cost = 0.0
 
     def _json(self, value: object, status: int = 200) -> Response:
         return Response(self._encoder.encode(value) + b"\n", status, media_type="application/json")
@@ -123,7 +128,11 @@ class _Api:
     async def page(self, request: Request) -> Response:
         refresh = page.parse_refresh(request.query_params.get("refresh"))
         ready, why = self._control.ready()
+        if refresh:
+            refresh = max(refresh, math.ceil(self._page_cost / PAGE_SHARE))
+        start = perf_counter()
         html = page.render(self._control.snapshot(), ready, why, refresh)
+        self._page_cost = perf_counter() - start
         return Response(html, media_type="text/html", headers={"content-security-policy": page.CSP})
 
     async def healthz(self, request: Request) -> Response:

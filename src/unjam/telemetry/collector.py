@@ -166,6 +166,12 @@ class Collector(registry.Collector):
                 if lane in service.get("queue", {})
             ),
         )
+        yield from _counter(
+            "unjam_promotions",
+            "Fast requests that outlived the lane's boundary.",
+            ("service",),
+            (((name,), service["promoted"]) for name, service in services.items() if "promoted" in service),
+        )
         versions = [
             (name, released, version)
             for name, service in services.items()
@@ -234,7 +240,6 @@ _PER_SERVICE: tuple[tuple[str, str, Callable[[ServiceStats], int]], ...] = (
     ("unjam_response_bytes", "Response body bytes to clients.", lambda s: s.bytes_out),
     ("unjam_retries", "Further tries after a first one failed.", lambda s: s.retries),
     ("unjam_fallbacks", "Requests served by another service of the chain.", lambda s: s.fallbacks),
-    ("unjam_promotions", "Fast requests that outlived the lane's boundary.", lambda s: s.promoted),
     ("unjam_queue_cancelled", "Clients that left while they waited.", lambda s: s.queue_cancelled),
     ("unjam_sse_events", "Server-sent events relayed.", lambda s: s.sse_events),
 )

@@ -96,7 +96,7 @@ class ServiceStats:
 
     `sheds`: refused by reason. `retries`: further tries after a first one failed. `fallbacks`: served by another
     service of the chain. `queue_cancelled`: the client left while it waited (one that leaves later has outcome
-    `cancelled`). `promoted`: fast requests that outlived the boundary.
+    `cancelled`).
     """
 
     __slots__ = (
@@ -106,7 +106,6 @@ class ServiceStats:
         "bytes_out",
         "fallbacks",
         "name",
-        "promoted",
         "queue_cancelled",
         "retries",
         "sheds",
@@ -120,7 +119,6 @@ class ServiceStats:
         self.bytes_in = 0
         self.bytes_out = 0
         self.fallbacks = 0
-        self.promoted = 0
         self.queue_cancelled = 0
         self.retries = 0
         self.sheds: dict[str, int] = dict.fromkeys([str(r) for r in Reason], 0)
