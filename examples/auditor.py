@@ -193,7 +193,7 @@ def main() -> None:
             make(options.document, options.pages)
         auditor = Auditor(options.workers, options.pace)
         with auditor.pool:
-            auditor.pool.submit(count_pages, str(options.document))  # the first audit shall not wait for a worker's start
+            auditor.pool.submit(count_pages, str(options.document))  # starts a worker
             serve(make_app(routes(slots, auditor, options.document), slots), options)
 
 

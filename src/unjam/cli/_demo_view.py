@@ -156,6 +156,7 @@ def summary(sides: list[Side], scores: list[Score], seed: int) -> RenderableType
         for kind, why in score.failed
     ]
     return Group(
+        Text(""),
         Rule("the same traffic, twice: time from sending to the last byte", align="left"),
         table,
         *failures[:20],
@@ -208,6 +209,7 @@ curl {url}/v1/models"""
 admin         http://127.0.0.1:{best.admin}/  (also /metrics, /api/state)
 {other.policy:<13} http://127.0.0.1:{other.port}  its admin http://127.0.0.1:{other.admin}/"""
     return Group(
+        Text(""),
         Rule(f"still up, {best.policy}: try it", align="left"),
         Text(lines, no_wrap=True, overflow="ignore"),
         Text(where, style="dim", no_wrap=True, overflow="ignore"),
