@@ -123,6 +123,12 @@ def test_escaped_control_characters_are_refused(text: str) -> None:
     assert problem.message == "contains a control character"
 
 
+def test_a_key_that_would_steer_the_terminal_is_refused() -> None:
+    (problem,) = refused('a: {"\\e[31mred": 1}')
+    assert (problem.line, problem.key) == (1, "a")
+    assert str(problem).isprintable()
+
+
 def test_a_key_that_is_not_text_is_refused() -> None:
     assert "not text" in refused("? [a, b]\n: 1\n")[0].message
 

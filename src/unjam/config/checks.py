@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unjam.config import services as s
-from unjam.config.address import is_loopback, parse_url
+from unjam.config.address import Address, is_loopback, parse_url
 from unjam.config.schema import Config
 from unjam.config.topology import fallback_names, matches
 from unjam.config.tree import Path
@@ -75,18 +75,27 @@ def _service_warnings(name: str, service: s.Service) -> Iterator[Finding]:
 
 
 def _listeners(config: Config) -> Iterator[Finding]:
-    seen: dict[str, Path] = {}
+    seen: list[Address] = []
     places = [(("listen", place), listen.address, listen.tls) for place, listen in enumerate(config.listen)]
     if config.admin is not None:
         places.append((("admin",), config.admin.listen, config.admin.tls))  # type: ignore[arg-type]
     for path, address, tls in places:
-        if address.port or address.path:
-            if str(address) in seen:
-                yield path, f"{address} is listened on twice", "Give each listener its own address."
-            seen[str(address)] = path
+        if any(_overlap(address, other) for other in seen):
+            yield path, f"{address} is listened on twice", "Give each listener its own address."
+        seen.append(address)
         if tls is not None:
             yield from _readable((*path, "tls", "cert"), tls.cert)
             yield from _readable((*path, "tls", "key"), tls.key)
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """The system would refuse to listen on both."""
+    if one.path is not None or other.path is not None:
+        return one.path == other.path
+    hosts = {one.host, other.host}
+    everywhere = "::" if any(":" in host for host in hosts) else "0.0.0.0"
+    same_family = len({":" in host for host in hosts}) == 1
+    return one.port == other.port != 0 and (len(hosts) == 1 or (same_family and everywhere in hosts))
 
 
 def _readable(path: Path, file: str) -> Iterator[Finding]:

@@ -242,9 +242,7 @@ class Config(Model):
         AccessLog(), description="One line per request."
     )
     response_headers: Switch = Field(True, description="Send x-unjam-endpoint, -version, -lane and -queued-ms.")
-    drain_timeout: PositiveDuration = Field(
-        3600.0, description="On SIGTERM, and for removed endpoints: time for what is running to finish."
-    )
+    drain_timeout: PositiveDuration = Field(3600.0, description="On SIGTERM: time for what is running to finish.")
     heartbeat: Annotated[PositiveDuration | None, off_means(None)] = Field(
         10.0, description="Comment sent on an SSE stream after so long a silence. `off`: none."
     )

@@ -11,6 +11,7 @@ from unjam.config.types import (
     AtLeastOne,
     CheckPath,
     CookieName,
+    Cores,
     Count,
     Duration,
     FieldName,
@@ -30,6 +31,7 @@ from unjam.config.types import (
     PositiveSize,
     ServerName,
     Share,
+    Slots,
     Switch,
     Text,
     Url,
@@ -279,9 +281,9 @@ class Endpoint(Model):
     """One server process. A bare URL is short for `{url: ...}`."""
 
     url: Url = Field(description="http://host:port, https://host or unix:/path.")
-    cores: PositiveNumber | None = Field(None, description="CPU cores it may use.")
+    cores: Cores | None = Field(None, description="CPU cores it may use.")
     memory: PositiveSize | None = Field(None, description="Memory it may use.")
-    slots: PositiveCount | None = Field(
+    slots: Slots | None = Field(
         None, description=f"Concurrent requests it may run. Unset: 2 × cores, or {spec.UNSIZED_SLOTS} without cores."
     )
     region: Name | None = Field(None, description="One of `regions`: whose quota its work uses.")

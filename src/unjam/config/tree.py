@@ -178,7 +178,9 @@ class _Builder:
                 )
             key = str(event.value)
             value = self.node(next(self.events), (*path, key))
-            if key == "<<" and not event.style:
+            if not key.isprintable():
+                self.problems.append(Problem(line, key_text(path), "has a key with a control character", "Remove it."))
+            elif key == "<<" and not event.style:
                 merged.extend(value.value if isinstance(value.value, list) else [value])
             elif key in entries:
                 first = entries[key][0]

@@ -73,6 +73,8 @@ Count = Annotated[int, _bounded(q.count, q.format_count), _COUNT]
 PositiveCount = Annotated[int, _bounded(q.count, q.format_count, above=0), _COUNT]
 Number = Annotated[float, _bounded(q.number, q.format_number), _NUMBER]
 PositiveNumber = Annotated[float, _bounded(q.number, q.format_number, above=0), _NUMBER]
+Cores = Annotated[float, _bounded(q.number, q.format_number, above=0, most=10_000), _NUMBER]
+Slots = Annotated[int, _bounded(q.count, q.format_count, above=0, most=1_000_000), _COUNT]
 AtLeastOne = Annotated[float, _bounded(q.number, q.format_number, least=1), _NUMBER]
 Switch = Annotated[bool, PlainValidator(q.switch), Kind("true or false", lambda on: "true" if on else "false")]
 
