@@ -257,7 +257,11 @@ class ClientConnection(asyncio.Protocol):
                 if exchange is not None and exchange.bytes_in + len(data) > self.gateway.settings.max_body:
                     raise Malformed("body_too_large")
             except Malformed as error:
-                self._reject(error)
+                if exchange is not None:
+                    self._reject(error)
+                else:  # its request was answered long ago: a second answer would be taken for the next request's
+                    self.gateway.rejected(error.reason, self.peer)
+                    self._close(True)
                 return
             done = chunks.done
             if done:
@@ -298,7 +302,7 @@ class ClientConnection(asyncio.Protocol):
             started = bool(exchange.first_byte)
             exchange.reason = error.reason
             self.keep_alive = False
-            exchange.client_gone()
+            exchange.client_gone(error.status)
         self.inbox = b""
         if not started:
             self.transport.write(
@@ -460,18 +464,6 @@ class ClientConnection(asyncio.Protocol):
         if self.read_paused and self.mode < CLOSED and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
-
-    def target(self, exchange: Exchange) -> bytes:
-        """The request target to forward: what was routed on, less the prefix where the service says so."""
-        target = exchange.head.wire_target
-        service = exchange.request.service
-        if service.spec.strip_prefix:
-            prefix = self.gateway.prefix(service, exchange.head.path)
-            if prefix:
-                target = target[len(prefix) :]
-                if not target.startswith(b"/"):
-                    target = b"/" + target
-        return target
 
     def forwarded(self, head: RequestHead) -> bytes:
         """The forwarded fields, serialised. A peer that is not trusted can't say where a request came from, so its

@@ -19,8 +19,8 @@ from unjam.wire import sse, websocket
 from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
-    from unjam.core.service import Service
     from unjam.gateway.client import ClientConnection
+    from unjam.gateway.routing import Route
     from unjam.wire.http1 import RequestHead, ResponseHead
 
 #: Where an exchange is.
@@ -32,11 +32,16 @@ REPLAY = 65536
 #: Methods that may be sent again although an endpoint may have acted on them (RFC 9110 §9.2.2).
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 
+#: Fields that are for the endpoint when this gateway has no keys of its own.
+CREDENTIALS = (b"authorization", b"x-api-key")
+
 #: Bytes of an answer's end in which a provider's token usage is looked for.
 USAGE_TAIL = 4096
 
 
-class Exchange:
+class Exchange(Request):
+    """The core's `Request`, and what the gateway knows beside it. `arrived` is when its head was read."""
+
     __slots__ = (
         "body",
         "body_done",
@@ -50,19 +55,17 @@ class Exchange:
         "head",
         "last",
         "lease",
+        "prefix",
         "queued",
         "reason",
         "replayable",
-        "request",
         "request_id",
         "retries",
         "sent_at",
-        "service",
-        "started",
         "state",
+        "stats",
         "status",
         "tail",
-        "tenant",
         "ticket",
         "upstream",
     )
@@ -71,17 +74,28 @@ class Exchange:
         self,
         client: ClientConnection,
         head: RequestHead,
-        service: Service,
-        request: Request,
-        request_id: str,
-        started: float,
+        route: Route,
+        request_id: bytes,
+        now: float,
+        tenant: str,
     ) -> None:
+        # Not by super().__init__: this runs for every request.
+        self.service = route.service
+        self.bucket = route.bucket
+        self.arrived = now
+        self.tenant = tenant
+        self.session = None
+        self.sticky = None
+        self.lane_hint = None
+        self.seconds_hint = None
+        self.tokens = None
+        self.deadline = None
+        self.tried = ()
+        self.stats = route.stats
+        self.prefix = route.prefix
         self.client = client
         self.head = head
-        self.service = service
-        self.request = request
         self.request_id = request_id
-        self.started = started
         self.state = QUEUED
         self.lease: Lease | None = None
         self.ticket: Ticket | None = None
@@ -93,7 +107,7 @@ class Exchange:
         self.status = 0
         self.first_byte = 0.0
         self.sent_at = 0.0
-        self.last = started
+        self.last = now
         self.queued = 0.0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -105,6 +119,13 @@ class Exchange:
         #: When the caller said nobody waits any more; the exchange is cut then.
         self.cut_at = NEVER
 
+    def take(self, route: Route) -> None:
+        """It is for another service than its head alone said."""
+        self.service = route.service
+        self.bucket = route.bucket
+        self.stats = route.stats
+        self.prefix = route.prefix
+
     @property
     def state_name(self) -> str:
         return ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended")[self.state]
@@ -114,7 +135,7 @@ class Exchange:
     def offer(self, now: float, failure: tuple[int, str, str] | None = None) -> None:
         """Ask the core for a slot: at first, or after `failure` (status, reason, message) for another endpoint."""
         self.last = now
-        decision = self.client.gateway.balancer.offer(self.request, now)
+        decision = self.client.gateway.balancer.offer(self, now)
         if type(decision) is Lease:
             self.dispatch(decision, now)
         elif type(decision) is Ticket:
@@ -130,8 +151,7 @@ class Exchange:
     def refuse(self, refusal: Refusal) -> None:
         """The core won't serve it: tell the client why, and when to come back."""
         self.ticket = None
-        stats = self.client.gateway.service_stats(self.service)
-        stats.shed(refusal.reason)
+        self.stats.shed(refusal.reason)
         self.fail(refusal.status, refusal.reason, refusal.message, refusal.retry_after)
 
     def dispatch(self, lease: Lease, now: float) -> None:
@@ -194,16 +214,21 @@ class Exchange:
         self.sent_at = self.last = now
         head = self.head
         client = self.client
+        target = head.wire_target
+        if self.prefix:
+            target = target[self.prefix :]
+            if target[:1] != b"/":
+                target = b"/" + target
         lines = [
-            b"%b %b HTTP/1.1\r\n" % (head.method.encode(), client.target(self)),
+            b"%b %b HTTP/1.1\r\n" % (head.method.encode(), target),
             connection.upstream.host_line,
             *head.forward,
             client.forwarded(head),
-            b"x-request-id: %b\r\n" % self.request_id.encode(),
+            b"x-request-id: %b\r\n" % self.request_id,
         ]
         if client.gateway.settings.forward_credentials:
             known = head.known
-            for name in (b"authorization", b"x-api-key"):
+            for name in CREDENTIALS:
                 if name in known:
                     lines.append(b"%b: %b\r\n" % (name, known[name]))
         if head.length is not None:
@@ -286,7 +311,7 @@ class Exchange:
             lines.append(b"x-unjam-queued-ms: %d\r\n" % (self.queued * 1000.0))
             if lease.fallback:
                 lines.append(b"x-unjam-fallback: %b\r\n" % lease.service.name.encode())
-        lines.append(b"x-request-id: %b\r\n" % self.request_id.encode())
+        lines.append(b"x-request-id: %b\r\n" % self.request_id)
         if lease.endpoint.region is not None:
             client.gateway.heed(lease, head, now)
             self.tail = b""
@@ -335,8 +360,8 @@ class Exchange:
             payload = b"%x\r\n%b\r\n" % (len(payload), payload)
         self.client.transport.write(payload)
 
-    def on_end(self, reusable: bool) -> None:
-        """The answer is whole."""
+    def on_end(self, reusable: bool, now: float = 0.0) -> None:
+        """The answer is whole. `now`: as of this very moment, when the caller knows it."""
         if self.state == ENDED:
             return
         if self.chunk_out:
@@ -350,7 +375,7 @@ class Exchange:
         elif self.events is not None and self.events.errors:
             outcome = Outcome.SERVER_ERROR
             self.reason = "error_event"
-        self._end(outcome, reusable and self.body_done)
+        self._end(outcome, reusable and self.body_done, now)
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
         """101: become a tunnel, if that was asked for and the endpoint really agreed (RFC 6455 §4.1)."""
@@ -426,8 +451,8 @@ class Exchange:
         self.upstream = None
         self.retries += 1
         self.last = now
-        gateway.service_stats(self.service).retries += 1
-        self.request.tried = (*self.request.tried, lease.endpoint)
+        self.stats.retries += 1
+        self.tried = (*self.tried, lease.endpoint)
         self.state = QUEUED
         gateway.finish(lease, outcome, now, None, unreached)
         self.offer(now, (status, reason, message))
@@ -458,7 +483,7 @@ class Exchange:
             reason,
             message,
             dialect=self.service.spec.dialect,
-            request_id=self.request_id,
+            request_id=self.request_id.decode("ascii"),
             retry_after=retry_after,
             close=not client.keep_alive,
             head_only=self.head.method == "HEAD",
@@ -545,13 +570,13 @@ class Exchange:
             self.client.gateway.balancer.cancel(ticket, monotonic())
         self._drop_upstream()
 
-    def client_gone(self) -> None:
-        """The client hung up: the endpoint is told by its connection closing, the slot is free again."""
+    def client_gone(self, status: int = 499) -> None:
+        """The client hung up, or is hung up on: the endpoint is told by its connection closing, the slot is free."""
         if self.state == ENDED:
             return
         self.withdraw()
         if self.state != TUNNELLING:
-            self.status = 499
+            self.status = status
             self.reason = self.reason or "client_gone"
             self._end(Outcome.CANCELLED, False)
         else:
@@ -559,16 +584,18 @@ class Exchange:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def _end(self, outcome: Outcome, reusable: bool, unreached: bool = False) -> None:
+    def _end(self, outcome: Outcome, reusable: bool, now: float = 0.0, unreached: bool = False) -> None:
         """Once per exchange: settle everything, then let the client's connection go on."""
         if self.state == ENDED:
             return
-        now = monotonic()
+        if not now:
+            now = monotonic()
         was, self.state = self.state, ENDED
         client = self.client
         gateway = client.gateway
-        connection, self.upstream = self.upstream, None
+        connection = self.upstream
         if connection is not None:
+            self.upstream = None
             if reusable:
                 connection.release()
             else:
@@ -577,9 +604,22 @@ class Exchange:
             gateway.stats.held -= 1
         if was == TUNNELLING:
             gateway.stats.tunnels_open -= 1
-        lease, self.lease = self.lease, None
-        self.request.context = None
-        gateway.settled(self, lease, outcome, now)
+        stats = self.stats
+        stats.bytes_in += self.bytes_in
+        stats.bytes_out += self.bytes_out
+        lease = self.lease
+        if lease is not None:
+            self.lease = None
+            arrived = self.arrived
+            stats.finished(
+                lease.heavy, outcome, now - arrived, self.queued, self.first_byte - arrived if self.first_byte else -1.0
+            )
+            if lease.fallback:
+                stats.fallbacks += 1
+        elif self.status == 499:
+            stats.queue_cancelled += 1
+        if gateway.access_log.enabled:
+            gateway.log_access(self, lease, outcome, now)
         if lease is not None:
             gateway.finish(lease, outcome, now, self.tail, unreached)
         client.exchange_ended()
