@@ -144,7 +144,7 @@ def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 def _to_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
     line = {"time": event.pop("timestamp", None), "level": event.pop("level", method), "event": event.pop("event", "")}
     # ensure_ascii also escapes DEL, C1 controls, bidirectional marks and lone surrogates.
-    return json.dumps({**line, **event}, ensure_ascii=True, default=str)
+    return json.dumps({**line, **event}, ensure_ascii=True, default=str, separators=(",", ":"))
 
 
 class _SinkLogger:
