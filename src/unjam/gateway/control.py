@@ -65,16 +65,16 @@ class Control:
         """The longest-running requests first."""
         now = monotonic()
         running = [client.exchange for client in self._server.gateway.clients if client.exchange is not None]
-        running.sort(key=lambda exchange: exchange.started)
+        running.sort(key=lambda exchange: exchange.arrived)
         rows = []
         for exchange in running[:limit]:
             lease = exchange.lease
             rows.append(
                 {
-                    "request_id": exchange.request_id,
-                    "age_s": round(now - exchange.started, 3),
+                    "request_id": exchange.request_id.decode("ascii"),
+                    "age_s": round(now - exchange.arrived, 3),
                     "service": exchange.service.name,
-                    "tenant": exchange.request.tenant,
+                    "tenant": exchange.tenant,
                     "state": exchange.state_name,
                     "lane": lease.lane if lease else None,
                     "promoted": lease.promoted if lease else False,

@@ -482,7 +482,7 @@ class Exchange(Request):
             status,
             reason,
             message,
-            dialect=self.service.spec.dialect,
+            dialect=self.service.spec.dialect,  # type: ignore[arg-type]
             request_id=self.request_id.decode("ascii"),
             retry_after=retry_after,
             close=not client.keep_alive,

@@ -31,6 +31,19 @@ def size_class(length: int | None) -> int:
     return min(8, 1 + max(0, length.bit_length() - 8) // 4) if length else 0
 
 
+#: Fields in which a caller says something of its request.
+HINTS = frozenset(
+    {
+        b"x-unjam-lane",
+        b"x-unjam-expected-seconds",
+        b"x-unjam-deadline",
+        b"x-stainless-timeout",
+        b"request-timeout",
+        b"x-envoy-expected-rq-timeout-ms",
+    }
+)
+
+
 class BadHint(Exception):
     """A header of ours that says nothing we understand; the message names it."""
 

@@ -16,29 +16,26 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from unjam.core.balancer import Balancer
-from unjam.core.model import Lease, Outcome, Refusal, Request
+from unjam.core.model import Lease, Outcome, Refusal
 from unjam.gateway import features, respond
+from unjam.gateway.auth import Tenant
 from unjam.gateway.exchange import INSPECTING, Exchange
+from unjam.gateway.routing import Router
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import Wheel
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import REFUSED, AccessLog
-from unjam.telemetry.metrics import GatewayStats, ServiceStats
+from unjam.telemetry.metrics import GatewayStats
 from unjam.wire import websocket
 from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
-    from unjam.core.service import Service
-    from unjam.core.spec import Topology
     from unjam.gateway.client import ClientConnection
     from unjam.gateway.upstream import Upstream
     from unjam.wire.http1 import RequestHead, ResponseHead
 
-#: Entries of the route memo before it is emptied: paths are the callers' to choose.
-ROUTES = 4096
-
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
-_TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
+_TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})').findall
 
 
 class _Body(msgspec.Struct):
@@ -72,12 +69,9 @@ class Gateway:
         self.descriptors = 0
         self.descriptor_cap = 1 << 30
         self.draining = False
-        self._routes: dict[tuple[str, str, str, int], tuple[Service, str]] = {}
-        self._memoise = True
-        self._by_model = False
-        self._service_stats: dict[str, ServiceStats] = {}
+        self.router = Router(self.balancer, self.stats)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._id_prefix = f"{rng.getrandbits(64):016x}"
+        self._id_prefix = b"%016x" % rng.getrandbits(64)
         self._id_count = 0
 
     # -- the hot path ----------------------------------------------------------------------------------------------
@@ -86,170 +80,117 @@ class Gateway:
         """The exchange for one request, not yet offered; None when it was answered here. Raises `Malformed`."""
         self.stats.requests_total += 1
         known = head.known
-        settings = self.settings
-        given_id = known.get(b"x-request-id")
-        if given_id is not None and _REQUEST_ID.fullmatch(given_id):
-            request_id = given_id.decode("ascii")
-        else:
+        request_id = known.get(b"x-request-id")
+        if request_id is None or _REQUEST_ID(request_id) is None:
             self._id_count += 1
-            request_id = f"{self._id_prefix}{self._id_count:08x}"
-        path = head.path
-        if path in ("/healthz", "/readyz"):
-            self._health(client, head)
-            return None
-        tenant = ""
-        allowed = None
+            request_id = b"%b%08x" % (self._id_prefix, self._id_count)
+        settings = self.settings
+        caller: Tenant | None = None
         if settings.keyring:
-            caller = settings.keyring.tenant(known.get(b"authorization"), known.get(b"x-api-key"))
+            caller = self._caller(client, head, request_id)
             if caller is None:
-                self.stats.reject("unauthorized")
-                self._answer(
-                    client,
-                    head,
-                    request_id,
-                    401,
-                    "unauthorized",
-                    "A valid API key is required: send it as Authorization: Bearer KEY.",
-                    b'www-authenticate: Bearer realm="unjam"\r\n',
-                )
                 return None
-            tenant = caller.name
-            allowed = caller
-        size = features.size_class(None if head.chunked else head.length or 0)
-        key = (head.method, head.host, path, size)
-        found = self._routes.get(key)
-        if found is None:
-            found = self._find(head, key)
-            if found is None:
+        length = head.length
+        key = (head.method, head.host, head.path, length.bit_length() if length else -1 if head.chunked else 0)
+        route = self.router.known.get(key)
+        if route is None:
+            if head.path in ("/healthz", "/readyz"):
+                self._health(client, head)
+                return None
+            route = self.router.find(head, key)
+            if route is None:
                 self._answer(
                     client, head, request_id, 404, "no_service", "No service of this gateway has this address."
                 )
                 return None
-        service, bucket = found
-        if allowed is not None and not allowed.may_call(service.name):
+        if caller is not None and not caller.may_call(route.service.name):
             self.stats.reject("forbidden")
             self._answer(client, head, request_id, 403, "forbidden", "This API key may not call this service.")
             return None
+        exchange = Exchange(client, head, route, request_id, now, caller.name if caller is not None else "")
         if head.upgrade is not None:
-            websocket.check_handshake(head, settings.origins.get(service.name))
-        spec = service.spec
-        request = Request(service, bucket, now, tenant)
-        exchange = Exchange(client, head, service, request, request_id, now)
-        request.context = exchange
-        if spec.session is not None or spec.sticky is not None:
-            self._stick(head, request, tenant)
-        if known:
+            websocket.check_handshake(head, settings.origins.get(route.service.name))
+        if not route.plain:
+            self._stick(head, exchange)
+            if (route.service.spec.inspect == "body" or self.router.by_model) and head.has_body:
+                exchange.state = INSPECTING
+        if not features.HINTS.isdisjoint(known):
             try:
-                self._hints(known, request, exchange, now)
+                self._hints(known, exchange, now)
             except features.BadHint as error:
                 self.stats.reject("bad_hint")
                 self._answer(client, head, request_id, 400, "bad_hint", str(error))
                 return None
-        if (spec.inspect == "body" or self._by_model) and (head.length or head.chunked):
-            exchange.state = INSPECTING
         return exchange
 
     def finish(
         self, lease: Lease, outcome: Outcome, now: float, tail: bytes | None = None, connect_failed: bool = False
     ) -> None:
-        """End the lease and send on whoever was waiting for its slot."""
+        """End the lease and send on whoever was waiting for its slot. `tail`: the end of an answer in which a provider
+        may have said how many tokens it took."""
         tokens = None
         if tail:
-            figures = _TOTAL_TOKENS.findall(tail)
+            figures = _TOTAL_TOKENS(tail)
             if figures:
                 tokens = int(figures[-1])
         for ready in self.balancer.finish(lease, outcome, now, tokens=tokens, connect_failed=connect_failed):
-            ready.request.context.dispatch(ready, now)
-
-    def settled(self, exchange: Exchange, lease: Lease | None, outcome: Outcome, now: float) -> None:
-        """Keep the figures of an exchange that has ended; write its line in the access log."""
-        stats = self.service_stats(exchange.service)
-        seconds = now - exchange.started
-        first_byte = exchange.first_byte - exchange.started if exchange.first_byte else -1.0
-        stats.bytes_in += exchange.bytes_in
-        stats.bytes_out += exchange.bytes_out
-        if lease is not None:
-            stats.finished(lease.heavy, outcome, seconds, exchange.queued, first_byte)
-            if lease.fallback:
-                stats.fallbacks += 1
-        elif exchange.status == 499:
-            stats.queue_cancelled += 1
-        if self.access_log.enabled:
-            self._log_access(exchange, lease, outcome, seconds, first_byte)
-
-    def service_stats(self, service: Service) -> ServiceStats:
-        stats = self._service_stats.get(service.name)
-        if stats is None:
-            stats = self._service_stats[service.name] = self.stats.service(service.name)
-        return stats
+            ready.request.dispatch(ready, now)  # type: ignore[attr-defined]
 
     # -- parts of routing ------------------------------------------------------------------------------------------
 
-    def _find(self, head: RequestHead, key: tuple[str, str, str, int]) -> tuple[Service, str] | None:
-        def header(name: str) -> str | None:
-            value = head.get(name.lower().encode("ascii"))
-            return None if value is None else value.decode("latin-1")
+    def _caller(self, client: ClientConnection, head: RequestHead, request_id: bytes) -> Tenant | None:
+        known = head.known
+        if head.path in ("/healthz", "/readyz"):
+            self._health(client, head)
+            return None
+        caller = self.settings.keyring.tenant(known.get(b"authorization"), known.get(b"x-api-key"))
+        if caller is None:
+            self.stats.reject("unauthorized")
+            self._answer(
+                client,
+                head,
+                request_id,
+                401,
+                "unauthorized",
+                "A valid API key is required: send it as Authorization: Bearer KEY.",
+                b'www-authenticate: Bearer realm="unjam"\r\n',
+            )
+        return caller
 
-        service = self.balancer.match(head.host, head.path, header)
-        if service is None:
-            if not self._by_model or not (head.length or head.chunked):
-                return None
-            service = next(iter(self.balancer.services.values()))  # until the body says which
-        bucket = self._bucket(service, head)
-        if self._memoise:
-            if len(self._routes) >= ROUTES:
-                self._routes.clear()
-            self._routes[key] = (service, bucket)
-        return service, bucket
-
-    def _bucket(self, service: Service, head: RequestHead) -> str:
-        prefix = self.prefix(service, head.path)
-        return features.bucket(head.method, head.path, prefix, None if head.chunked else head.length or 0)
-
-    def prefix(self, service: Service, path: str) -> str:
-        """The longest path prefix of the service that `path` lies under; empty when it has none."""
-        best = ""
-        for match in service.spec.match:
-            prefix = (match.path or "").rstrip("/")
-            if len(prefix) > len(best) and (path == prefix or path.startswith(prefix + "/")):
-                best = prefix
-        return best
-
-    def _stick(self, head: RequestHead, request: Request, tenant: str) -> None:
-        spec = request.service.spec
-        session = None
+    def _stick(self, head: RequestHead, exchange: Exchange) -> None:
+        """The keys that tie a request to earlier ones."""
+        spec = exchange.service.spec
         if spec.session is not None:
+            session = None
             if spec.session.header is not None:
-                value = head.get(spec.session.header.lower().encode("ascii"))
-                session = None if value is None else value.decode("latin-1")
+                session = _text(head.get(spec.session.header.lower().encode("ascii")))
             if session is None and spec.session.cookie is not None:
                 session = _cookie(head.get(b"cookie"), spec.session.cookie)
-            request.session = session or None
+            exchange.session = session or None
         sticky = spec.sticky
         if sticky is None or sticky == "session":
-            request.sticky = request.session
+            exchange.sticky = exchange.session
         elif sticky == "tenant":
-            request.sticky = tenant or None
+            exchange.sticky = exchange.tenant or None
         else:
-            value = head.get(sticky.lower().encode("ascii"))
-            request.sticky = None if value is None else value.decode("latin-1")
+            exchange.sticky = _text(head.get(sticky.lower().encode("ascii")))
 
-    def _hints(self, known: dict[bytes, bytes], request: Request, exchange: Exchange, now: float) -> None:
+    def _hints(self, known: dict[bytes, bytes], exchange: Exchange, now: float) -> None:
         """What the caller declares of its request. Raises `BadHint`."""
         value = known.get(b"x-unjam-lane")
         if value is not None:
-            request.lane_hint = features.lane(value)
+            exchange.lane_hint = features.lane(value)
         value = known.get(b"x-unjam-expected-seconds")
         if value is not None:
-            request.seconds_hint = features.seconds("x-unjam-expected-seconds", value)
+            exchange.seconds_hint = features.seconds("x-unjam-expected-seconds", value)
         value = known.get(b"x-unjam-deadline")
         if value is not None:
-            request.deadline = exchange.cut_at = now + features.seconds("x-unjam-deadline", value)
-            exchange.client.look(request.deadline)
+            exchange.deadline = exchange.cut_at = now + features.seconds("x-unjam-deadline", value)
+            exchange.client.look(exchange.deadline)
         else:
             patience = features.client_timeout(known)
             if patience is not None:
-                request.deadline = now + patience
+                exchange.deadline = now + patience
 
     def inspected(self, exchange: Exchange) -> None:
         """The body of a request is there, or as much as is looked at: read its model and its tokens."""
@@ -257,23 +198,15 @@ class Gateway:
             body = _decode_body(b"".join(exchange.body))
         except msgspec.DecodeError:
             return  # not JSON, or cut: routed as it is; the endpoint is the one to judge its body
-        request = exchange.request
-        if self._by_model and body.model is not None:
-            head = exchange.head
-            service = self.balancer.match(
-                head.host,
-                head.path,
-                lambda name: (head.get(name.lower().encode()) or b"").decode("latin-1"),
-                body.model,
-            )
+        if self.router.by_model and body.model is not None:
+            service = self.router.match(exchange.head, body.model)
             if service is not None and service is not exchange.service:
-                exchange.service = request.service = service
-                request.bucket = self._bucket(service, head)
+                exchange.take(self.router.route(exchange.head, service))
         if body.model is not None:
-            request.bucket = f"{request.bucket} {body.model[:64]}"
+            exchange.bucket = f"{exchange.bucket} {body.model[:64]}"
         most = body.max_completion_tokens or body.max_tokens or body.max_output_tokens
         if most is not None and most > 0:
-            request.tokens = most + exchange.bytes_in // 4  # about four bytes a token
+            exchange.tokens = most + exchange.bytes_in // 4  # about four bytes a token
 
     def _health(self, client: ClientConnection, head: RequestHead) -> None:
         status, word = 200, b"ok\n"
@@ -292,7 +225,7 @@ class Gateway:
         self,
         client: ClientConnection,
         head: RequestHead,
-        request_id: str,
+        request_id: bytes,
         status: int,
         code: str,
         message: str,
@@ -306,7 +239,7 @@ class Gateway:
                 status,
                 code,
                 message,
-                request_id=request_id,
+                request_id=request_id.decode("ascii"),
                 close=not client.keep_alive,
                 extra=extra,
                 head_only=head.method == "HEAD",
@@ -314,7 +247,7 @@ class Gateway:
         )
         if self.access_log.enabled:
             self.access_log.write(
-                request_id,
+                request_id.decode("ascii"),
                 client.peer,
                 None,
                 head.method,
@@ -338,16 +271,15 @@ class Gateway:
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
-    def _log_access(
-        self, exchange: Exchange, lease: Lease | None, outcome: Outcome, seconds: float, first_byte: float
-    ) -> None:
+    def log_access(self, exchange: Exchange, lease: Lease | None, outcome: Outcome, now: float) -> None:
+        """One line for a request that has ended."""
         head = exchange.head
         trace = head.known.get(b"traceparent")
-        request = exchange.request
+        started = exchange.arrived
         self.access_log.write(
-            exchange.request_id,
+            exchange.request_id.decode("ascii"),
             exchange.client.peer,
-            request.tenant or None,
+            exchange.tenant or None,
             head.method,
             head.path,
             exchange.service.name,
@@ -361,8 +293,8 @@ class Gateway:
             exchange.bytes_out,
             exchange.queued,
             lease.expected if lease is not None else None,
-            first_byte if first_byte >= 0 else None,
-            seconds,
+            exchange.first_byte - started if exchange.first_byte else None,
+            now - started,
             exchange.retries,
             trace[3:35].decode("latin-1") if trace is not None else None,
         )
@@ -400,7 +332,7 @@ class Gateway:
     def carry_out(self, decisions: Any, now: float) -> None:
         """Do what the core decided outside of an offer: dispatch who waited, refuse who waited too long."""
         for decision in decisions:
-            exchange = decision.request.context
+            exchange = decision.request
             if type(decision) is Refusal:
                 exchange.refuse(decision)
             else:
@@ -419,14 +351,9 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def topology_changed(self, topology: Topology) -> None:
-        """Routes are looked up anew."""
-        matches = [match for spec in topology.services.values() for match in spec.match]
-        self._memoise = not any(match.headers or match.model is not None for match in matches)
-        self._by_model = any(match.model is not None for match in matches)
-        self._routes.clear()
-        self._service_stats.clear()
-        self.stats.retain(set(topology.services))
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 def _cookie(header: bytes | None, name: str) -> str | None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from math import ceil
 
-from unjam.wire.dialects.errors import error_body
+from unjam.wire.dialects.errors import Dialect, error_body
 
 
 @lru_cache(maxsize=256)
@@ -25,7 +25,7 @@ def error(
     code: str,
     message: str,
     *,
-    dialect: str = "json",
+    dialect: Dialect = "json",
     request_id: str = "",
     retry_after: float | None = None,
     close: bool = False,

@@ -105,7 +105,7 @@ class Server:
         return AccessLog(
             log.to,
             stats=self.gateway.stats,
-            style=log.format,
+            style=log.format,  # type: ignore[arg-type]
             on_trouble=logs.trouble("access_log"),
         )
 
@@ -154,7 +154,8 @@ class Server:
         now = monotonic()
         applied = gateway.balancer.apply(topology, now)
         gateway.settings = Settings.of(config)
-        gateway.topology_changed(topology)
+        gateway.router.changed()
+        gateway.stats.retain(set(topology.services))
         for endpoint in applied.removed:
             watch = self._watches.pop(endpoint, None)
             if watch is not None:
@@ -168,7 +169,7 @@ class Server:
                         self._equip(config, service.name, version.name, endpoint, service.spec.health, contexts)
         self.config = config
         for refusal in applied.refused_tickets:
-            refusal.request.context.refuse(refusal)
+            refusal.request.refuse(refusal)  # type: ignore[attr-defined]
 
     def _equip(
         self,

@@ -233,7 +233,7 @@ class UpstreamConnection(asyncio.Protocol):
                 exchange.on_head(head, kind, rest)
             else:
                 exchange.on_head(head, kind, rest if left == 0 else rest[:length])
-                exchange.on_end(left == 0 and head.keep_alive)
+                exchange.on_end(left == 0 and head.keep_alive, exchange.last)
         elif kind == "none":
             exchange.on_head(head, kind, b"")
             exchange.on_end(not rest and head.keep_alive)
