@@ -71,7 +71,8 @@ def _parts(annotation: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
-def _kind(info: FieldInfo) -> Kind | None:
+def kind_of(info: FieldInfo) -> Kind | None:
+    """What a field holds, None for a model."""
     for item in info.metadata:
         if isinstance(item, Kind):
             return item
@@ -87,7 +88,7 @@ def _kind(info: FieldInfo) -> Kind | None:
 
 def _type(info: FieldInfo) -> str:
     below = _below(info)
-    kind = _kind(info)
+    kind = kind_of(info)
     if (inner := model_of(info.annotation)) is not None:
         word = "mapping"
     elif kind is not None:
@@ -105,7 +106,7 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     value = info.default
-    kind = _kind(info)
+    kind = kind_of(info)
     if value is None:
         return "off" if any(type(item).__name__ == "BeforeValidator" for item in info.metadata) else "unset"
     if isinstance(value, BaseModel):
