@@ -330,7 +330,7 @@ class Balancer:
                 bound is not None
                 and not home
                 and bound.inflight < bound.slots
-                and not (heavy and bound.burden > bound.heavy_most)
+                and not (heavy and not bound.takes_heavy())
                 and bound not in request.tried
                 and bound.pool.version is version
                 and self._claim(bound.region, request, bucket, now)

@@ -69,6 +69,7 @@ class Endpoint:
         "healthy",
         "heavy",
         "heavy_cap",
+        "heavy_crowd",
         "heavy_entry",
         "heavy_most",
         "heavy_stale",
@@ -139,7 +140,7 @@ class Endpoint:
         """Take the size of `spec`; what runs and what is known of its health stays."""
         self.spec = spec
         self.slots = spec.hard_slots
-        self.cap_heavy(self.slots)
+        self.cap_heavy(self.slots, self.slots)
         self.per_core = 1.0 / (UNIT * spec.capacity)
         self.avail = spec.capacity * spec.weight
         self.floor = 0.0
@@ -181,10 +182,15 @@ class Endpoint:
         self._measure()
         return restless
 
-    def cap_heavy(self, cap: int) -> None:
-        """It runs at most `cap` heavy requests, of those that are known to be."""
+    def cap_heavy(self, cap: int, crowd: int) -> None:
+        """It runs at most `cap` heavy requests, in expectation, and at most `crowd` of the heavy lane."""
         self.heavy_cap = cap
         self.heavy_most = UNIT * (cap - 1)
+        self.heavy_crowd = crowd
+
+    def takes_heavy(self) -> bool:
+        """Its own share allows one more request of the heavy lane, whether it has a slot or not."""
+        return self.burden <= self.heavy_most and self.heavy < self.heavy_crowd
 
     def blame(self, now: float) -> None:
         """One failure: it looks that much fuller than it is, for a while. Otherwise one that fails at once has the

@@ -35,6 +35,7 @@ class Version:
         "healthy",
         "heavy",
         "heavy_cap",
+        "heavy_crowd",
         "heavy_most",
         "leaving",
         "members",
@@ -66,6 +67,7 @@ class Version:
         self.heavy_cap: int | None = None
         self.burden = 0
         self.heavy_most: int | None = None
+        self.heavy_crowd = 0
         self.members = 0
         self.healthy = 0
         self.usable = 0

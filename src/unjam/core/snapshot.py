@@ -58,8 +58,9 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
         words.append(f"breaker ramping at {version.share:.0%}")
     if endpoint.inflight >= endpoint.slots:
         words.append("full")
-    elif endpoint.burden > endpoint.heavy_most or (
-        version.heavy_most is not None and version.burden + UNIT > version.heavy_most
+    elif not endpoint.takes_heavy() or (
+        version.heavy_most is not None
+        and (version.burden + UNIT > version.heavy_most or version.heavy >= version.heavy_crowd)
     ):
         words.append("no more heavy work")
     if endpoint.region is not None and endpoint.region.headroom(now) <= 0.0:

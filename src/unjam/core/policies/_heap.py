@@ -82,7 +82,7 @@ class HeapPolicy(Policy):
             endpoint: Endpoint = entry[-1]
             if (endpoint.heavy_entry if heavy else endpoint.entry) is not entry:
                 heappop(heap)
-            elif heavy and endpoint.burden > endpoint.heavy_most:
+            elif heavy and not endpoint.takes_heavy():
                 heappop(heap)
                 endpoint.heavy_entry = None
             elif endpoint.heavy_stale if heavy else endpoint.stale:
@@ -161,7 +161,7 @@ class HeapPolicy(Policy):
 
     def _push_heavy(self, endpoint: Endpoint) -> None:
         heap = self.heavy_heap
-        if heap is None or endpoint.burden > endpoint.heavy_most or endpoint.inflight >= endpoint.slots:
+        if heap is None or not endpoint.takes_heavy() or endpoint.inflight >= endpoint.slots:
             return
         old = endpoint.heavy_entry
         entry = self.heavy_key(endpoint)

@@ -207,7 +207,7 @@ class LevelPolicy(Policy):
     def _move_heavy(self, endpoint: Endpoint, order: Order, used: bool) -> None:
         """The same among heavy work. `used`: it was dispatched to, which ends its turn."""
         entry = endpoint.heavy_entry
-        if endpoint.inflight < endpoint.slots and endpoint.burden <= endpoint.heavy_most:
+        if endpoint.inflight < endpoint.slots and endpoint.takes_heavy():
             key = self.heavy_key(endpoint)
             if entry is not None:
                 if not used and entry[1].key == key:

@@ -144,7 +144,7 @@ class SamplePolicy(Policy):
             self.fast.discard(endpoint)
             if self.heavy is not None:
                 self.heavy.discard(endpoint)
-        elif heavy and self.heavy is not None and endpoint.burden > endpoint.heavy_most:
+        elif heavy and self.heavy is not None and not endpoint.takes_heavy():
             self.heavy.discard(endpoint)
 
     def ended(self, endpoint: Endpoint, seconds: float, now: float) -> None:
@@ -162,7 +162,7 @@ class SamplePolicy(Policy):
         else:
             self.fast.put(endpoint, 1.0 / endpoint.step)
         if self.heavy is not None:
-            if full or endpoint.burden > endpoint.heavy_most:
+            if full or not endpoint.takes_heavy():
                 self.heavy.discard(endpoint)
             else:
                 self.heavy.put(endpoint, 1.0 / endpoint.step)

@@ -130,7 +130,7 @@ class Rendezvous(Policy):
         self._inflight += endpoint.inflight - place.inflight
         place.inflight = endpoint.inflight
         is_open = endpoint.inflight < endpoint.slots and endpoint.step > 0.0
-        self._mark(place, is_open, is_open and endpoint.burden <= endpoint.heavy_most)
+        self._mark(place, is_open, is_open and endpoint.takes_heavy())
 
     def _mark(self, place: _Place, is_open: bool, heavy_open: bool) -> None:
         if is_open is not place.open:
