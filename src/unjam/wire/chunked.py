@@ -71,9 +71,10 @@ class ChunkedReader:
         if self._state == _AT_SIZE and not self._buffer:
             # A whole chunk and nothing else: how most servers write an event.
             line = data.find(b"\r\n", 0, 18)
-            size = _SIZES.get(data[:line])
-            if size is not None and len(data) == line + size + 4 and data[-2:] == b"\r\n":
-                return [data[line + 2 : -2]]
+            if line > 0:
+                size = _SIZES.get(data[:line])
+                if size is not None and len(data) == line + size + 4 and data[-2:] == b"\r\n":
+                    return [data[line + 2 : -2]]
         try:
             return self._feed(data)
         except Malformed as error:
@@ -90,7 +91,25 @@ class ChunkedReader:
         end = len(data)
         while at < end:
             state = self._state
-            if state == _IN_DATA:
+            if state == _AT_SIZE:
+                line = data.find(b"\r\n", at, at + 18)
+                size = _SIZES.get(data[at:line]) if line > at else None
+                if size is not None:
+                    stop = line + 2 + size
+                    if data[stop : stop + 2] == b"\r\n":
+                        # The chunk is whole: no need to go from state to state.
+                        pieces.append(data[line + 2 : stop])
+                        at = stop + 2
+                        continue
+                elif data[at : at + 5] == LAST_CHUNK:
+                    self._end(data[at + 5 :])
+                    break
+                after = self._read_size(data, at)
+                if after < 0:
+                    self._buffer = data[at:]
+                    break
+                at = after
+            elif state == _IN_DATA:
                 take = min(self._left, end - at)
                 pieces.append(data[at : at + take])
                 at += take
@@ -105,12 +124,6 @@ class ChunkedReader:
                     break
                 at += 2
                 self._state = _AT_SIZE
-            elif state == _AT_SIZE:
-                after = self._read_size(data, at)
-                if after < 0:
-                    self._buffer = data[at:]
-                    break
-                at = after
             elif state == _IN_TRAILERS:
                 self._read_trailers(data[at:])
                 break
@@ -118,6 +131,11 @@ class ChunkedReader:
                 self.rest += data[at:]
                 break
         return pieces
+
+    def _end(self, rest: bytes) -> None:
+        self._state = _DONE
+        self.done = True
+        self.rest = rest
 
     def _read_size(self, data: bytes, at: int) -> int:
         """Where the line of a chunk size ends, with its CRLF; -1 when more is needed."""
@@ -174,9 +192,7 @@ class ChunkedReader:
         rest = scanner.feed(data)
         if rest is not None:
             self._scanner = None
-            self._state = _DONE
-            self.done = True
-            self.rest = rest
+            self._end(rest)
 
     def _check_trailer(self, line: bytes, index: int) -> None:
         if index >= self._limits.fields:

@@ -135,8 +135,9 @@ class LineTable:
             if entry is not None:
                 self._keep(line, entry)
                 return entry
-        # str.isprintable on ASCII is exactly 0x20-0x7e, in C. What fails it may still be HTAB or obs-text.
-        if not (value.isascii() and value.decode("ascii").isprintable()) and VALUE(value) is None:
+        # As Latin-1, printable is a subset of what is allowed (0x20-0x7e, 0xa1-0xff but the soft hyphen), and found
+        # out in C. What fails it may still be HTAB or other obs-text.
+        if not value.decode("latin-1").isprintable() and VALUE(value) is None:
             raise Malformed("bad_value")
         kind = field.kind
         if kind <= BOTH or kind == HANDSHAKE:
