@@ -160,7 +160,10 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.write_paused = False
         exchange = self.exchange
-        if exchange is not None and exchange.upstream is not None:
+        if exchange is None:
+            if self.mode == AHEAD:  # its last answer has gone out far enough to make another
+                self._after_answer(True)
+        elif exchange.upstream is not None:
             exchange.upstream.resume_reading()
             exchange.last = monotonic()
 
@@ -334,6 +337,8 @@ class ClientConnection(asyncio.Protocol):
         elif not body_done:
             self.discard_left = DISCARD  # `_body` throws away what belongs to no exchange
             self.resume_reading()
+        elif self.write_paused:
+            self.mode = AHEAD  # it reads slower than it asks: the next request waits until this answer has gone
         else:
             self.mode = HEADS
             if self.read_paused:

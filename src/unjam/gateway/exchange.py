@@ -536,6 +536,8 @@ class Exchange(Request):
                     return now + 1.0  # the client is still sending; its own limit applies
                 return self._timed_out("first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
             return min(due, total, self.cut_at)
+        if self.client.write_paused:
+            return min(now + limits.idle, total, self.cut_at)  # the client is what is slow; its own limit applies
         due = self.last + limits.idle
         if now >= due:
             return self._timed_out("idle_timeout", f"The agent fell silent for {limits.idle:g} s.")

@@ -94,7 +94,7 @@ class Upstream:
     async def _connect(self, exchange: Exchange, timeout: float) -> None:
         try:
             connection = await self.open(timeout)
-        except (OSError, ssl.SSLError, TimeoutError) as error:
+        except (OSError, ssl.SSLError, TimeoutError, ValueError) as error:  # ValueError: a name that IDNA refuses
             self.gateway.stats.upstream_connect_failures += 1
             exchange.connect_failed(self, error)
             return
@@ -115,6 +115,8 @@ class Upstream:
             else:
                 await loop.create_connection(lambda: connection, self.host, self.port)
         self.gateway.stats.upstream_connects += 1
+        if connection.mode != IDLE:
+            raise ConnectionResetError("the endpoint accepted the connection and closed it at once")
         return connection
 
     def expire(self, now: float) -> None:
@@ -132,7 +134,19 @@ class Upstream:
 
 
 class UpstreamConnection(asyncio.Protocol):
-    __slots__ = ("chunks", "exchange", "idle_since", "keep", "left", "mode", "reader", "transport", "upstream", "used")
+    __slots__ = (
+        "chunks",
+        "exchange",
+        "idle_since",
+        "keep",
+        "left",
+        "mode",
+        "paused",
+        "reader",
+        "transport",
+        "upstream",
+        "used",
+    )
 
     transport: asyncio.Transport
 
@@ -146,6 +160,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.keep = True
         self.used = False
+        self.paused = False
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -183,6 +198,8 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.on_body(data)
 
     def eof_received(self) -> bool:
+        if self.exchange is None:
+            self.mode = CLOSE  # `acquire` must not hand it out in the moment before `connection_lost`
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -191,7 +208,7 @@ class UpstreamConnection(asyncio.Protocol):
         mode, self.mode = self.mode, DEAD
         exchange, self.exchange = self.exchange, None
         if exchange is None:
-            if mode == IDLE and self in self.upstream.idle:
+            if self in self.upstream.idle:
                 self.upstream.idle.remove(self)
         elif mode == TUNNEL or (mode == CLOSE and error is None):
             exchange.on_end(False)
@@ -263,10 +280,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     def hold_reading(self) -> None:
         if not self.transport.is_closing():
+            self.paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         if not self.transport.is_closing():
+            self.paused = False
             self.transport.resume_reading()
 
     def release(self) -> None:
@@ -275,6 +294,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport.is_closing() or len(self.upstream.idle) >= MAX_IDLE or self.upstream.endpoint.draining:
             self.close()
             return
+        if self.paused:  # its client was behind when the last byte came
+            self.resume_reading()
         self.mode = IDLE
         self.used = True
         self.idle_since = self.upstream.gateway.now
