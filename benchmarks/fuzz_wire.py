@@ -5,8 +5,8 @@
 Each input is a valid or hostile message that was mutated (bytes flipped, inserted, deleted, pieces of others spliced
 in), read whole and again in random pieces. Asserted for each: nothing but `Malformed` with a reason of the table is
 raised; both readings agree on every message and on the verdict; what is forwarded holds no CR, LF or NUL of the peer's
-and reads back to the same. `faulthandler` ends the run when one input takes longer than ten seconds. The same seed
-gives the same inputs; a failure prints the one that failed.
+and reads back to the same; what was read before on the connection makes no difference. `faulthandler` ends the run when
+one input takes longer than ten seconds. The same seed gives the same inputs; a failure prints the one that failed.
 """
 
 from __future__ import annotations
@@ -123,8 +123,66 @@ Trace = list[Any]
 Reading = Callable[[Iterable[bytes]], Trace]
 
 
+#: A new text wherever one of these stands: what changes between the heads of one connection.
+CHANGING = (b"a.example", b"hello", b" 5", b"a=1", b"k\r\n", b" x", b"json", b"OK")
+
+
 def facts(head: RequestHead | ResponseHead) -> dict[str, Any]:
-    return {name: getattr(head, name) for name in head.__slots__}
+    """Everything a head says, copied: a head may be brought up to date for the next message. `memo` is the shell's."""
+    said = {name: getattr(head, name) for name in head.__slots__ if name != "memo"}
+    for name in ("_lines", "forward"):
+        said[name] = list(said[name])
+    said["known"] = dict(said["known"])
+    return said
+
+
+def read_repeated(messages: Iterable[bytes]) -> Trace:
+    """Heads of one connection, one after the other, read by one reader and each by a reader of its own: what was read
+    before must make no difference. Each message is fed alone and what is behind its head dropped."""
+    trace: Trace = []
+    messages = list(messages)
+    answers = messages[0].startswith(b"HTTP")
+    reader: Any = ResponseReader if answers else RequestReader
+    one = reader(Limits())
+    for raw in messages:
+        alone = reader(Limits())
+        verdict, expected = _attempt(alone, raw)
+        again, head = _attempt(one, raw)
+        assert again == verdict, f"{verdict!r} alone, {again!r} in a row: {raw!r}"
+        if verdict:
+            trace.append(verdict)
+            return trace
+        if expected is None:
+            assert head is None
+            return trace
+        assert head is not None
+        assert facts(head) == facts(expected), raw
+        assert one.rest == alone.rest
+        trace.append(facts(head))
+    return trace
+
+
+def _attempt(reader: Any, raw: bytes) -> tuple[str, Any]:
+    try:
+        return "", reader.feed(raw)
+    except Malformed as error:
+        return _verdict(error, "endpoint" if isinstance(reader, ResponseReader) else "client"), None
+
+
+def repeat(rng: random.Random, raw: bytes) -> list[bytes]:
+    """A few messages that differ in values, the last perhaps in more."""
+    messages = []
+    for _ in range(rng.choice((2, 3, 4, 6))):
+        changed = raw
+        for word in CHANGING:
+            if rng.random() < 0.3:
+                changed = changed.replace(
+                    word, word[:1] + rng.choice((b"7", b"x", b"12", b"a, b", word[1:])) + word[-2:].strip(b"k"), 1
+                )
+        messages.append(changed)
+    if rng.random() < 0.5:
+        messages.append(mutate(rng, messages[-1], REQUESTS))
+    return messages
 
 
 def read_requests(pieces: Iterable[bytes], limits: Limits = TIGHT) -> Trace:
@@ -243,6 +301,8 @@ KINDS: list[tuple[Reading, list[bytes]]] = [
     (read_responses, RESPONSES),
     (read_chunked, BODIES),
     (read_events, STREAMS),
+    (read_repeated, REQUESTS),
+    (read_repeated, RESPONSES),
 ]
 
 
@@ -291,10 +351,10 @@ def fuzz(inputs: int, seed: int, seconds: float | None = None) -> Counter[str]:
                 break
         read, corpus = rng.choice(KINDS)
         raw = mutate(rng, rng.choice(corpus), corpus)
-        pieces = pieces_of(rng, raw)
+        pieces = repeat(rng, raw) if read is read_repeated else pieces_of(rng, raw)
         try:
-            whole = read([raw])
-            split = read(pieces)
+            whole = read(pieces if read is read_repeated else [raw])
+            split = whole if read is read_repeated else read(pieces)
             assert whole == split, f"pieces read differently: {whole} != {split}"
         except BaseException:
             print(f"seed {seed}, input {done}, {read.__name__}: {raw!r}\nin pieces {pieces!r}", flush=True)

@@ -34,7 +34,7 @@ from .references import central_priority, clairvoyant_srpt
 ENDPOINTS, SLOTS = 6, 4
 #: The first tenth of each script is not counted: queues fill and estimators learn.
 WARM = 0.1
-BURSTS = Bursts(audits=30, every=30.0)
+BURSTS = Bursts(audits=30, every=60.0)
 
 
 def start_endpoints(folder: Path, sets: int) -> tuple[Process, list[list[int]]]:
@@ -97,6 +97,7 @@ def scenario(
         target.name: [runs[n].response for runs in runs_by_seed] for n, target in enumerate(targets)
     }
     responses[report.PRIORITY] = [central_priority(jobs, ENDPOINTS * SLOTS) for jobs in scripts]
+    responses[report.BY_PATH] = [central_priority(jobs, ENDPOINTS * SLOTS, by_path=True) for jobs in scripts]
     responses[report.SRPT] = [clairvoyant_srpt(jobs, ENDPOINTS * SLOTS) for jobs in scripts]
     together = {name: report.pooled(scripts, each, WARM) for name, each in responses.items()}
     seeds = [

@@ -38,7 +38,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """`audits` arrive at once every `every` seconds, the first after half of that, on top of everything else."""
+    """`audits` arrive at once every `every` seconds, the first after a quarter of that, on top of everything else."""
 
     audits: int
     every: float
@@ -84,7 +84,7 @@ def script(
         kind = HELLO if draw < mix.hello[0] else CHAT if draw < mix.hello[0] + mix.chat[0] else AUDIT
         jobs.append(_job(rng, at, kind, mix))
     if bursts is not None:
-        when = bursts.every / 2
+        when = bursts.every / 4
         while when < at:
             jobs.extend(_job(rng, when, AUDIT, mix) for _ in range(bursts.audits))
             when += bursts.every

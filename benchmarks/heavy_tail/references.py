@@ -1,8 +1,9 @@
-"""What ideal dispatchers would have made of the same arrivals: simulated, without any overhead, on the true classes.
+"""What ideal dispatchers would have made of the same arrivals: simulated, without any overhead.
 
-`central_priority` is what a gateway could reach that knew every class: one queue, hello before chat before audit, first
-come first served within a class, nothing interrupted, audits on at most `share` of the slots. `clairvoyant_srpt` knows
-every remaining second and interrupts at will: no real balancer can, and its mean is the floor.
+`central_priority` is one queue that knows every slot: hello before chat before audit, first come first served within a
+class, nothing interrupted, audits on at most `share` of the slots. It sorts either by the true classes, which nobody can
+know on arrival, or by path, which is what a gateway is told. `clairvoyant_srpt` knows every remaining second and
+interrupts at will: no real balancer can, and its mean is the floor.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from .arrivals import AUDIT, CLASSES, Job
 
 
-def central_priority(jobs: Sequence[Job], slots: int = 24, share: float = 0.75) -> list[float]:
+def central_priority(jobs: Sequence[Job], slots: int = 24, share: float = 0.75, by_path: bool = False) -> list[float]:
     """Response time of each job, seconds, in the order of `jobs`."""
+    kinds = [job.path.removeprefix("/") if by_path else job.kind for job in jobs]
     most_heavy = int(slots * share)
     queues: dict[str, deque[int]] = {kind: deque() for kind in CLASSES}
     ends: list[tuple[float, int]] = []
@@ -29,20 +31,20 @@ def central_priority(jobs: Sequence[Job], slots: int = 24, share: float = 0.75) 
             while queue and free and (kind != AUDIT or heavy < most_heavy):
                 i = queue.popleft()
                 free -= 1
-                heavy += kind == AUDIT
+                heavy += kinds[i] == AUDIT
                 heapq.heappush(ends, (now + jobs[i].seconds, i))
 
     def release(end: float, i: int) -> None:
         nonlocal free, heavy
         free += 1
-        heavy -= jobs[i].kind == AUDIT
+        heavy -= kinds[i] == AUDIT
         response[i] = end - jobs[i].at
         dispatch(end)
 
     for i, job in enumerate(jobs):
         while ends and ends[0][0] <= job.at:
             release(*heapq.heappop(ends))
-        queues[job.kind].append(i)
+        queues[kinds[i]].append(i)
         dispatch(job.at)
     while ends:
         release(*heapq.heappop(ends))

@@ -52,7 +52,7 @@ def test_bursts_come_on_top_and_in_order() -> None:
     added = [j for j in jobs if j not in known]
     assert {j.kind for j in added} == {AUDIT}
     times = sorted({j.at for j in added})
-    assert times == [2.5 + 5.0 * n for n in range(len(times))]
+    assert times == [1.25 + 5.0 * n for n in range(len(times))]
     assert len(added) == 30 * len(times)
     assert [j.at for j in jobs] == sorted(j.at for j in jobs)
 

@@ -55,6 +55,12 @@ def test_audits_leave_slots_free_beyond_their_share() -> None:
     assert response == [10, 10, 10, 20, 1]
 
 
+def test_by_path_a_chat_on_the_wrong_path_waits_with_the_audits() -> None:
+    jobs = [job(0, CHAT, 10), Job(1, CHAT, "/audit", 5), job(2, CHAT, 5)]
+    assert central_priority(jobs, slots=1, share=1.0) == [10, 14, 18]
+    assert central_priority(jobs, slots=1, share=1.0, by_path=True) == [10, 19, 13]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_priority_equals_its_restatement_in_steps(seed: int) -> None:
     rng = random.Random(seed)
