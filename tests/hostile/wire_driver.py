@@ -23,8 +23,12 @@ LIMITS = Limits()
 
 
 def facts(head: RequestHead | ResponseHead) -> dict[str, Any]:
-    """Everything a head says."""
-    return {name: getattr(head, name) for name in head.__slots__}
+    """Everything a head says, copied: a head may be brought up to date for the next message. `memo` is the shell's."""
+    said = {name: getattr(head, name) for name in head.__slots__ if name != "memo"}
+    for name in ("_lines", "forward"):
+        said[name] = list(said[name])
+    said["known"] = dict(said["known"])
+    return said
 
 
 @dataclass
