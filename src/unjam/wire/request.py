@@ -12,7 +12,7 @@ strip fields from `forward`, never from `known`.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from unjam.wire.errors import Malformed
 from unjam.wire.grammar import Limits, check_framing
@@ -33,6 +33,7 @@ from unjam.wire.lines import (
     without,
 )
 from unjam.wire.scan import Scanner
+from unjam.wire.shape import Memory
 from unjam.wire.target import check_query, parse_path, split_absolute
 
 #: Fields the gateway reads; see `RequestHead.known`.
@@ -112,6 +113,7 @@ class RequestHead:
         "keep_alive",
         "known",
         "length",
+        "memo",
         "method",
         "minor",
         "path",
@@ -136,6 +138,7 @@ class RequestHead:
     connection_upgrade: bool
     forward: list[bytes]
     known: dict[bytes, bytes]
+    memo: Any  # see `shape.Head`
 
     def get(self, name: bytes) -> bytes | None:
         """The value of any field by lower-case name, repeated lines joined by comma. Linear in the head's size."""
@@ -157,12 +160,15 @@ class RequestHead:
 
 class RequestReader:
     """Reads request heads off one client connection; reused for each request. After `feed` returned a head, `rest`
-    holds the bytes behind it: the body, or the next request. After `Malformed` nothing more may be fed."""
+    holds the bytes behind it: the body, or the next request. After `Malformed` nothing more may be fed.
 
-    __slots__ = ("_fast", "_limits", "_most", "_scanner", "_skipped", "rest")
+    A head is good until the next `feed`: one that looks like its predecessor is the same object brought up to date."""
+
+    __slots__ = ("_fast", "_limits", "_memory", "_most", "_scanner", "_skipped", "rest")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._memory = Memory(TABLE)
         # A head this short can break no limit of size.
         self._fast = min(limits.line, limits.head) - 4
         self._most = limits.fields + 1
@@ -178,15 +184,24 @@ class RequestReader:
     def feed(self, data: bytes) -> RequestHead | None:
         """The head once it is complete, else None. Raises `Malformed`; the verdict does not depend on the splits."""
         if self._scanner is None:
+            shape = self._memory.shape
+            if shape is not None:
+                length = shape.read(data)
+                if 0 < length <= self._fast:
+                    self.rest = data[length:]
+                    return shape.head  # type: ignore[no-any-return]
             head, end, rest = data.partition(b"\r\n\r\n")
             if end and len(head) <= self._fast:
                 lines = head.split(b"\r\n")
                 if len(lines) <= self._most:
+                    start = lines[0]
                     try:
                         result = build(lines)
                     except Malformed:
                         pass  # the slow path names the first offence in order
                     else:
+                        if not result.expect_continue:
+                            self._memory.parsed(start, result)
                         self.rest = rest
                         return result
         return self._slow(data)
@@ -288,6 +303,7 @@ def build(lines: list[bytes]) -> RequestHead:
     first = lines.pop(0)
     start = _starts.get(first) or _start(first)
     head = _new(RequestHead)
+    head.memo = None
     head.method, head.path, head.wire_target, head.query, minor, where = start
     head.minor = minor
     head._lines = lines

@@ -4,7 +4,7 @@ not something to hand on. Same two paths as in `request`."""
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from unjam.wire.errors import Malformed
 from unjam.wire.grammar import Limits, check_framing
@@ -23,6 +23,7 @@ from unjam.wire.lines import (
     without,
 )
 from unjam.wire.scan import Scanner
+from unjam.wire.shape import Memory
 
 #: An endpoint may send a little more than a client: the head of a response is at most this many bytes.
 RESPONSE_LIMITS: Final = Limits(line=16384, head=65536, fields=200)
@@ -68,6 +69,7 @@ class ResponseHead:
         "keep_alive",
         "known",
         "length",
+        "memo",
         "minor",
         "reason",
         "sse",
@@ -83,6 +85,7 @@ class ResponseHead:
     chunked: bool
     forward: list[bytes]
     known: dict[bytes, bytes]
+    memo: Any  # see `shape.Head`
     sse: bool
     connection_upgrade: bool
 
@@ -111,12 +114,14 @@ class ResponseHead:
 
 
 class ResponseReader:
-    """Reads response heads off one endpoint connection. After a head, `rest` holds the bytes behind it."""
+    """Reads response heads off one endpoint connection. After a head, `rest` holds the bytes behind it. A head is good
+    until the next `feed`, as with `RequestReader`."""
 
-    __slots__ = ("_fast", "_limits", "_most", "_scanner", "rest")
+    __slots__ = ("_fast", "_limits", "_memory", "_most", "_scanner", "rest")
 
     def __init__(self, limits: Limits = RESPONSE_LIMITS) -> None:
         self._limits = limits
+        self._memory = Memory(TABLE)
         self._fast = min(limits.line, limits.head) - 4
         self._most = limits.fields + 1
         self._scanner: Scanner | None = None
@@ -134,15 +139,23 @@ class ResponseReader:
     def feed(self, data: bytes) -> ResponseHead | None:
         """The head once it is complete, else None. Raises `Malformed` with side endpoint and status 502."""
         if self._scanner is None:
+            shape = self._memory.shape
+            if shape is not None:
+                length = shape.read(data)
+                if 0 < length <= self._fast:
+                    self.rest = data[length:]
+                    return shape.head  # type: ignore[no-any-return]
             head, end, rest = data.partition(b"\r\n\r\n")
             if end and len(head) <= self._fast:
                 lines = head.split(b"\r\n")
                 if len(lines) <= self._most:
+                    start = lines[0]
                     try:
                         result = build(lines)
                     except Malformed:
                         pass  # the slow path names the first offence in order
                     else:
+                        self._memory.parsed(start, result)
                         self.rest = rest
                         return result
         try:
@@ -199,6 +212,7 @@ def build(lines: list[bytes]) -> ResponseHead:
     """A head from its lines. Raises `Malformed` for a bad line or a bad combination, not necessarily the first."""
     first = lines.pop(0)
     head = _new(ResponseHead)
+    head.memo = None
     minor, head.status, head.reason = _statuses.get(first) or _status(first)
     head.minor = minor
     head._lines = lines
