@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
-from unjam.gateway import respond
+from unjam.gateway import heads, respond
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
 from unjam.wire import sse, websocket
@@ -31,9 +31,6 @@ REPLAY = 65536
 
 #: Methods that may be sent again although an endpoint may have acted on them (RFC 9110 §9.2.2).
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
-
-#: Fields that are for the endpoint when this gateway has no keys of its own.
-CREDENTIALS = (b"authorization", b"x-api-key")
 
 #: Bytes of an answer's end in which a provider's token usage is looked for.
 USAGE_TAIL = 4096
@@ -132,8 +129,9 @@ class Exchange(Request):
 
     # -- decide ----------------------------------------------------------------------------------------------------
 
-    def offer(self, now: float, failure: tuple[int, str, str] | None = None) -> None:
-        """Ask the core for a slot: at first, or after `failure` (status, reason, message) for another endpoint."""
+    def offer(self, now: float, failure: tuple[int, str, str, Lease, Outcome] | None = None) -> None:
+        """Ask the core for a slot: at first, or after `failure` (status, reason, message, and the lease that ended so)
+        for another endpoint."""
         self.last = now
         decision = self.client.gateway.balancer.offer(self, now)
         if type(decision) is Lease:
@@ -144,7 +142,9 @@ class Exchange(Request):
         else:
             assert type(decision) is Refusal
             if failure is not None and decision.reason is Reason.NO_ENDPOINT:
-                self.fail(*failure)  # nobody else to try: what went wrong says more than that
+                # Nobody else to try: what went wrong says more than that, and it is what is counted.
+                status, reason, message, self.lease, outcome = failure
+                self.fail(status, reason, message, outcome=outcome)
             else:
                 self.refuse(decision)
 
@@ -214,44 +214,32 @@ class Exchange(Request):
         self.sent_at = self.last = now
         head = self.head
         client = self.client
-        target = head.wire_target
-        if self.prefix:
-            target = target[self.prefix :]
-            if target[:1] != b"/":
-                target = b"/" + target
-        lines = [
-            b"%b %b HTTP/1.1\r\n" % (head.method.encode(), target),
-            connection.upstream.host_line,
-            *head.forward,
-            client.forwarded(head),
-            b"x-request-id: %b\r\n" % self.request_id,
-        ]
-        if client.gateway.settings.forward_credentials:
-            known = head.known
-            for name in CREDENTIALS:
-                if name in known:
-                    lines.append(b"%b: %b\r\n" % (name, known[name]))
-        if head.length is not None:
-            lines.append(b"Content-Length: %d\r\n\r\n" % head.length)
-        elif head.chunked:
-            lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
-        elif head.upgrade is not None:
-            lines.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-        else:
-            lines.append(b"\r\n")
+        memo = head.memo
+        if memo is None or memo[0] is not client.gateway.settings or memo[1] != self.prefix:
+            memo = heads.request_memo(client, head, self.prefix)
         body = self.body
-        if body:
+        if self.body_done and head.length and len(body) == 1:  # nearly every request
+            connection.transport.write(
+                b"%b%b%bx-request-id: %b\r\nContent-Length: %d\r\n\r\n%b"
+                % (memo[2], connection.upstream.host_line, memo[3], self.request_id, head.length, body[0])
+            )
+        else:
+            lines = [memo[2], connection.upstream.host_line, memo[3], b"x-request-id: %b\r\n" % self.request_id]
+            lines.append(heads.request_framing(head))
             if head.chunked:
                 lines += [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in body if piece]
+                if self.body_done:
+                    lines.append(b"0\r\n\r\n")
             else:
                 lines += body
-            if self.bytes_in > REPLAY:
-                self.replayable = False
-                self.body = []
-        if head.chunked and self.body_done:
-            lines.append(b"0\r\n\r\n")
-        connection.transport.write(b"".join(lines))
-        limits = self._timeouts()
+            connection.transport.write(b"".join(lines))
+        if self.bytes_in > REPLAY:
+            self.replayable = False
+            self.body = []
+        lease = self.lease
+        assert lease is not None
+        lanes = lease.service.spec.lanes
+        limits = lanes.heavy if lease.heavy else lanes.fast
         due = now + (limits.first_byte if limits.first_byte < limits.total else limits.total)
         if due < client.due:
             client.look(due)
@@ -302,50 +290,32 @@ class Exchange(Request):
         client = self.client
         lease = self.lease
         assert lease is not None
-        upstream: Upstream = lease.endpoint.shell
         if not self.body_done:  # answered before it was asked in full
             client.keep_alive = client.can_discard(self.head, self.bytes_in)
-        lines = [respond.status_line(head.status, head.reason), *head.forward]
-        if client.gateway.settings.response_headers:
-            lines.append(upstream.markers[lease.heavy])
-            lines.append(b"x-unjam-queued-ms: %d\r\n" % (self.queued * 1000.0))
-            if lease.fallback:
-                lines.append(b"x-unjam-fallback: %b\r\n" % lease.service.name.encode())
-        lines.append(b"x-request-id: %b\r\n" % self.request_id)
         if lease.endpoint.region is not None:
             client.gateway.heed(lease, head, now)
-            self.tail = b""
-        if kind == "length":
-            lines.append(b"Content-Length: %d\r\n" % (head.length or 0))
-        elif kind != "none":
-            if head.sse:
-                self.events = sse.SseTracker()
-                client.gateway.stats.held += 1
-                client.look(now + client.gateway.settings.heartbeat)
-            if self.head.minor == 1:
-                self.chunk_out = True
-                lines.append(b"Transfer-Encoding: chunked\r\n")
-            else:
-                client.keep_alive = client.framed = False
-        elif head.length is not None and head.status != 204:
-            lines.append(b"Content-Length: %d\r\n" % head.length)
-        if not client.keep_alive:
-            lines.append(b"Connection: close\r\n")
-        elif self.head.minor == 0:
-            lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        if payload:
-            self.bytes_out += len(payload)
-            if self.events is not None:
-                self.events.feed(payload)
-            if self.tail is not None:
-                self.tail = payload[-USAGE_TAIL:]
-            if self.chunk_out:
-                lines.append(b"%x\r\n%b\r\n" % (len(payload), payload))
-            else:
-                lines.append(payload)
-        client.transport.write(b"".join(lines))
-        if kind != "length" or len(payload) != head.length:
+            self.tail = payload[-USAGE_TAIL:]
+        self.bytes_out = len(payload)
+        memo = head.memo or heads.answer_memo(head)
+        whole = kind == "length" and self.bytes_out == head.length
+        if whole and client.keep_alive and self.head.minor == 1:  # nearly every answer
+            client.transport.write(
+                b"%b%bx-request-id: %b\r\nContent-Length: %d\r\n\r\n%b"
+                % (memo, heads.markers(self), self.request_id, self.bytes_out, payload)
+            )
+            return
+        if head.sse and (kind == "chunked" or kind == "close"):
+            self.events = sse.SseTracker()
+            self.events.feed(payload)
+            client.gateway.stats.held += 1
+            client.look(now + client.gateway.settings.heartbeat)
+        framing = heads.answer_framing(self, head, kind)
+        if payload and self.chunk_out:
+            payload = b"%x\r\n%b\r\n" % (self.bytes_out, payload)
+        client.transport.write(
+            b"%b%bx-request-id: %b\r\n%b%b" % (memo, heads.markers(self), self.request_id, framing, payload)
+        )
+        if not whole:
             client.look(now + self._timeouts().idle)
 
     def on_body(self, payload: bytes) -> None:
@@ -415,9 +385,19 @@ class Exchange(Request):
         if self.state == RELAYING:
             self._cut(Outcome.TRUNCATED, "endpoint_lost", "The agent's connection was lost before its answer ended.")
             return
+        lease = self.lease
+        assert lease is not None
         reused = connection is not None and connection.used
         idempotent = self.head.method in IDEMPOTENT or b"idempotency-key" in self.head.known
-        if idempotent:
+        if idempotent and reused and self.replayable and lease.service.spec.retry.attempts:
+            # The endpoint hung up an idle connection just as it was used: no failure of its own, and a fresh
+            # connection can't end the same way.
+            self.retries += 1
+            self.stats.retries += 1
+            self.state = CONNECTING
+            upstream: Upstream = lease.endpoint.shell
+            upstream.connect(self, self._timeouts().connect)
+        elif idempotent:
             self._next_endpoint(
                 Outcome.SERVER_ERROR, 502, "endpoint_lost", "The agent's connection was lost before it answered."
             )
@@ -455,7 +435,7 @@ class Exchange(Request):
         self.tried = (*self.tried, lease.endpoint)
         self.state = QUEUED
         gateway.finish(lease, outcome, now, None, unreached)
-        self.offer(now, (status, reason, message))
+        self.offer(now, (status, reason, message, lease, outcome))
 
     def _settle_failed(self, status: int, reason: str, message: str, outcome: Outcome, unreached: bool = False) -> None:
         """End with an answer of ours in place of the endpoint's."""
@@ -622,6 +602,6 @@ class Exchange(Request):
             stats.queue_cancelled += 1
         if gateway.access_log.enabled:
             gateway.log_access(self, lease, outcome, now)
-        if lease is not None:
+        if lease is not None and lease.outcome is None:
             gateway.finish(lease, outcome, now, self.tail, unreached)
         client.exchange_ended()

@@ -44,6 +44,7 @@ class Upstream:
         "idle",
         "markers",
         "port",
+        "prompt",
         "server_name",
         "tls",
         "unix_path",
@@ -72,10 +73,12 @@ class Upstream:
         self.server_name = server_name or self.host
         self.host_line = b"Host: %b\r\n" % self.authority
         version = endpoint.pool.version
+        #: The x-unjam-* lines by lane; `prompt`: those of a request that didn't wait.
         self.markers = tuple(
             f"x-unjam-endpoint: {endpoint.name}\r\nx-unjam-version: {version.name}\r\nx-unjam-lane: {lane}\r\n".encode()
             for lane in ("fast", "heavy")
         )
+        self.prompt = tuple(lines + b"x-unjam-queued-ms: 0\r\n" for lines in self.markers)
 
     def acquire(self) -> UpstreamConnection | None:
         """An idle connection, the warmest first; None when one must be opened."""
