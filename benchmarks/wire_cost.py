@@ -18,7 +18,7 @@ from typing import Any
 import httptools
 
 from benchmarks.common import results
-from unjam.wire import lines, request
+from unjam.wire import lines, request, response
 from unjam.wire.http1 import ChunkedReader, Limits, RequestReader, ResponseReader, chunk
 from unjam.wire.sse import SseTracker
 
@@ -42,6 +42,12 @@ VARYING = [
     b"Content-Length: 1026",
 ]
 START = b"POST /agents/auditor/run HTTP/1.1"
+
+
+def lines_of(raw: bytes) -> list[bytes]:
+    """As the readers cut a head that came in one piece."""
+    start, _, _ = raw.partition(b"\r\n\r\n")
+    return start.split(b"\r\n")
 
 
 def head(fields: list[bytes]) -> bytes:
@@ -130,7 +136,7 @@ def check(start: bytes, fields: list[tuple[bytes, bytes]]) -> Any:
 hosts = {b"gateway.example.com:8080": ("gateway.example.com", b"gateway.example.com:8080")}
 
 
-def cost(run: Callable[[], object], batch: int = 2000, batches: int = 150) -> float:
+def cost(run: Callable[[], object], batch: int = 200, batches: int = 1500) -> float:
     """Microseconds per call, without those of an empty call."""
 
     def least(call: Callable[[], object]) -> float:
@@ -148,20 +154,27 @@ def cost(run: Callable[[], object], batch: int = 2000, batches: int = 150) -> fl
 def main() -> None:
     same, varying, body = head(FIELDS), head(VARYING), b"x" * 1026
     read = RequestReader(Limits()).feed
-    read(same), read(varying)
     answered = ResponseReader().feed
+    # The first look teaches the tables; the reader then sees a connection that repeats itself.
+    for _ in range(4):
+        read(same)
+    repeated = cost(lambda: read(same))
+    for number in range(4):
+        read(varying.replace(b"4bf9", b"%04d" % number))
     one, two = chunk(EVENT), chunk(EVENT) * 2
     decode = ChunkedReader(Limits(), "endpoint").feed
     track = SseTracker().feed
     llhttp = Llhttp()
     figures = {
-        "request, 10 fields seen before: line memo (ours)": cost(lambda: read(same)),
+        "request, 10 fields seen before: line memo": cost(lambda: request.build(lines_of(same))),
         "request, 10 fields seen before: httptools and checks": cost(lambda: llhttp.read(same, body[:26])),
         "request, 10 fields seen before: one regex and checks": cost(lambda: by_regex(same)),
-        "request, key, traceparent and length new: line memo (ours)": cost(lambda: read(varying)),
+        "request, key, traceparent and length new: line memo": cost(lambda: request.build(lines_of(varying))),
         "request, key, traceparent and length new: httptools and checks": cost(lambda: llhttp.read(varying, body)),
         "request, key, traceparent and length new: one regex and checks": cost(lambda: by_regex(varying)),
-        "response, 5 fields": cost(lambda: answered(ANSWER)),
+        "request, the same as the last on its connection": repeated,
+        "response, 5 fields: line memo": cost(lambda: response.build(lines_of(ANSWER))),
+        "response, the same as the last on its connection": cost(lambda: answered(ANSWER)),
         "chunked, one event in one chunk": cost(lambda: decode(one)),
         "chunked, two chunks": cost(lambda: decode(two)),
         "SSE, one event followed": cost(lambda: track(EVENT)),

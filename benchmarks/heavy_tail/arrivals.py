@@ -72,20 +72,28 @@ def script(
     load: float, count: int, seed: int, slots: int = 24, mix: Mix | None = None, bursts: Bursts | None = None
 ) -> list[Job]:
     """`count` Poisson arrivals that offer `load` (0..1) of `slots`, and the bursts that fall among them, in order of
-    arrival."""
+    arrival.
+
+    Of a few hundred audits the tail decides how much work there is, so that scripts of one rate would offer loads that
+    differ by a tenth. Therefore all gaps are stretched by one factor, after which the work over the slots and the time
+    of the last arrival is exactly `load`; the arrivals stay Poisson.
+    """
     mix = mix or Mix()
     rng = random.Random(f"heavy_tail/{seed}/{load}/{count}")
     rate = load * slots / mix.mean
-    jobs: list[Job] = []
+    drawn: list[Job] = []
     at = 0.0
     for _ in range(count):
         at += rng.expovariate(rate)
         draw = rng.random()
         kind = HELLO if draw < mix.hello[0] else CHAT if draw < mix.hello[0] + mix.chat[0] else AUDIT
-        jobs.append(_job(rng, at, kind, mix))
+        drawn.append(_job(rng, at, kind, mix))
+    stretch = offered(drawn, slots) / load
+    jobs = [Job(job.at * stretch, job.kind, job.path, job.seconds) for job in drawn]
     if bursts is not None:
         when = bursts.every / 4
-        while when < at:
+        last = jobs[-1].at
+        while when < last:
             jobs.extend(_job(rng, when, AUDIT, mix) for _ in range(bursts.audits))
             when += bursts.every
         jobs.sort(key=lambda job: job.at)

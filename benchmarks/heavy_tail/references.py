@@ -1,8 +1,8 @@
 """What ideal dispatchers would have made of the same arrivals: simulated, without any overhead.
 
 `central_priority` is one queue that knows every slot: hello before chat before audit, first come first served within a
-class, nothing interrupted, audits on at most `share` of the slots. It sorts either by the true classes, which nobody can
-know on arrival, or by path, which is what a gateway is told. `clairvoyant_srpt` knows every remaining second and
+class, nothing interrupted, audits on at most `share` of the slots. It sorts either by the true classes, which nobody
+can know on arrival, or by path, which is what a gateway is told. `clairvoyant_srpt` knows every remaining second and
 interrupts at will: no real balancer can, and its mean is the floor.
 """
 

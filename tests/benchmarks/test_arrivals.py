@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 from benchmarks.heavy_tail.arrivals import AUDIT, CHAT, HELLO, Bursts, Mix, offered, script
 
 SLOTS = 24
 
 #: First job of seed 1: class, path, arrival and seconds.
-PINNED = ("chat", "/chat", 0.0001109394760832519, 0.037388983479049724)
+PINNED = ("chat", "/chat", 0.003590314865455109, 0.1906849432046356)
 
 
 def test_same_seed_same_script_and_other_seed_another() -> None:
@@ -18,7 +21,7 @@ def test_same_seed_same_script_and_other_seed_another() -> None:
 
 
 def test_script_is_pinned_across_machines_and_versions() -> None:
-    first = script(0.85, 3, 1)[0]
+    first = script(0.85, 300, 1)[0]
     assert (first.kind, first.path) == PINNED[:2]
     assert first.at == pytest.approx(PINNED[2], rel=1e-12)
     assert first.seconds == pytest.approx(PINNED[3], rel=1e-12)
@@ -40,7 +43,16 @@ def test_shares_of_classes_and_of_wrong_paths() -> None:
 
 @pytest.mark.parametrize("load", [0.5, 0.85, 0.95])
 def test_offers_the_load_asked_for(load: float) -> None:
-    assert offered(script(load, 100_000, 3, SLOTS), SLOTS) == pytest.approx(load, rel=0.05)
+    for seed in range(3):
+        assert offered(script(load, 1000, seed, SLOTS), SLOTS) == pytest.approx(load)
+
+
+def test_gaps_are_exponential() -> None:
+    times = [j.at for j in script(0.85, 50_000, 5)]
+    gaps = [b - a for a, b in pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    assert sum((g - mean) ** 2 for g in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.05)
+    assert sum(g < mean * math.log(2) for g in gaps) / len(gaps) == pytest.approx(0.5, abs=0.01)
 
 
 def test_bursts_come_on_top_and_in_order() -> None:
