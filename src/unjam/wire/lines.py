@@ -129,17 +129,22 @@ class LineTable:
             field = self._field(line, at)
             value = strip(line[at + 1 :])
             wire = b"%b: %b" % (line[:at], value)
+        kind = field.kind
+        if kind == LENGTH:
+            entry: Entry = LENGTH, b"", field.lower, content_length(value)
+            if len(value) <= 3:  # longer ones hardly repeat
+                self._keep(line, entry)
+            return entry
         keep = field.keep
         if keep:
-            entry = self._old.get(line)
-            if entry is not None:
-                self._keep(line, entry)
-                return entry
+            found = self._old.get(line)
+            if found is not None:
+                self._keep(line, found)
+                return found
         # As Latin-1, printable is a subset of what is allowed (0x20-0x7e, 0xa1-0xff but the soft hyphen), and found
         # out in C. What fails it may still be HTAB or other obs-text.
         if not value.decode("latin-1").isprintable() and VALUE(value) is None:
             raise Malformed("bad_value")
-        kind = field.kind
         if kind <= BOTH or kind == HANDSHAKE:
             entry = kind, wire + b"\r\n", field.lower, value
         elif kind in (KNOWN, UPGRADE):
@@ -153,7 +158,7 @@ class LineTable:
         return entry
 
     def _keep(self, line: bytes, entry: Entry) -> None:
-        if len(line) > _LINE_MAX or (entry[0] == LENGTH and entry[3] > 999):
+        if len(line) > _LINE_MAX:
             return
         young = self.young
         if len(young) >= _GENERATION:
@@ -205,7 +210,6 @@ def _nothing(value: bytes) -> None:
 
 _PARSERS: dict[int, Callable[[bytes], Any]] = {
     HOST: authority,
-    LENGTH: content_length,
     CONNECTION: connection,
     DROP: _nothing,
     CODING: bytes.lower,

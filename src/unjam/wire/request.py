@@ -181,6 +181,11 @@ class RequestReader:
         """Whether part of a head has arrived: the header time-out applies."""
         return self._scanner is not None and self._scanner.pending
 
+    def forget(self) -> None:
+        """Let go of earlier heads and of `rest`: for a connection that is now held rather than used."""
+        self._memory = Memory(TABLE)
+        self.rest = b""
+
     def feed(self, data: bytes) -> RequestHead | None:
         """The head once it is complete, else None. Raises `Malformed`; the verdict does not depend on the splits."""
         if self._scanner is None:

@@ -136,6 +136,11 @@ class ResponseReader:
         self._scanner = None
         self.rest = b""
 
+    def forget(self) -> None:
+        """Let go of earlier heads and of `rest`."""
+        self._memory = Memory(TABLE)
+        self.rest = b""
+
     def feed(self, data: bytes) -> ResponseHead | None:
         """The head once it is complete, else None. Raises `Malformed` with side endpoint and status 502."""
         if self._scanner is None:

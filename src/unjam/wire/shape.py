@@ -117,7 +117,7 @@ def learn(table: LineTable, start: bytes, before: Head, head: Head, old: Shape |
         kind, wire, name, _ = entries[index]
         if names.count(name) != 1 or table.entry(former[index])[2] != name:
             return None
-        if kind == LENGTH or kind == KNOWN:
+        if kind in (LENGTH, KNOWN):
             places.append(-1)
         elif kind in (PLAIN, BOTH) and head.forward.count(wire) == 1:
             places.append(head.forward.index(wire))
