@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import httptools
@@ -159,8 +160,15 @@ def main() -> None:
     for _ in range(4):
         read(same)
     repeated = cost(lambda: read(same))
-    for number in range(4):
-        read(varying.replace(b"4bf9", b"%04d" % number))
+    alike = cycle(
+        [
+            varying.replace(b"4bf9", b"%04d" % number).replace(b": 1026", b": %d" % number)
+            for number in range(1000, 1064)
+        ]
+    )
+    for _ in range(4):
+        read(next(alike))
+    shaped = cost(lambda: read(next(alike)))
     one, two = chunk(EVENT), chunk(EVENT) * 2
     decode = ChunkedReader(Limits(), "endpoint").feed
     track = SseTracker().feed
@@ -173,6 +181,7 @@ def main() -> None:
         "request, key, traceparent and length new: httptools and checks": cost(lambda: llhttp.read(varying, body)),
         "request, key, traceparent and length new: one regex and checks": cost(lambda: by_regex(varying)),
         "request, the same as the last on its connection": repeated,
+        "request, alike but for traceparent and length": shaped,
         "response, 5 fields: line memo": cost(lambda: response.build(lines_of(ANSWER))),
         "response, the same as the last on its connection": cost(lambda: answered(ANSWER)),
         "chunked, one event in one chunk": cost(lambda: decode(one)),
