@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import Coroutine
 from random import Random
 from time import monotonic
@@ -51,7 +52,8 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 
 class Gateway:
-    """One per process. Everything runs on `loop`'s thread."""
+    """One per process. Everything runs on `loop`'s thread. `rng` is the balancer's alone: the same seed and the same
+    requests give the same decisions as the bare core."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, rng: Random) -> None:
         self.loop = loop
@@ -71,7 +73,7 @@ class Gateway:
         self.draining = False
         self.router = Router(self.balancer, self.stats)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._id_prefix = b"%016x" % rng.getrandbits(64)
+        self._id_prefix = secrets.token_hex(8).encode("ascii")
         self._id_count = 0
 
     # -- the hot path ----------------------------------------------------------------------------------------------

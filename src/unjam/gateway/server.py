@@ -64,7 +64,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._reload_config = reload
         self._rng = Random(seed)
-        self.gateway = Gateway(self.loop, Settings.of(config), self._rng)
+        self.gateway = Gateway(self.loop, Settings.of(config), Random(seed))
         self.config = config
         self.listeners: dict[str, Listener] = {}
         self.admin: AdminServer | None = None
