@@ -4,21 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check unit fuzz soak bench clean
+.PHONY: setup demo test check unit fuzz soak bench bench-quick peers clean
 
 setup: $(STAMP)
 
 $(STAMP): requirements-dev.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unjam needs Python 3.11 or newer, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unjam needs Python 3.11 or newer; this is " + sys.version)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/system_packages.sh no-venv-module=python3-venv
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@touch $@
 
-demo: setup
+demo: setup  ## real agents, the same traffic under round robin and least_loaded, then yours to try
 	$(BIN)/unjam demo
 
-test: check unit
+test: check unit  ## everything CI runs
 
 check: setup
 	$(BIN)/ruff check .
@@ -27,7 +28,29 @@ check: setup
 	$(BIN)/lint-imports
 
 unit: setup
+	@scripts/system_packages.sh curl
 	$(BIN)/pytest
+
+fuzz: setup  ## a million inputs through the parsers
+	$(BIN)/python -m benchmarks.fuzz_wire
+
+soak: setup  ## a million requests through a gateway: no lease left, memory flat
+	$(BIN)/python -m benchmarks.soak
+
+peers:  ## HAProxy, nginx, Envoy, sglang-router, LiteLLM, each in its own place
+	benchmarks/install_peers.sh
+
+bench: setup peers
+	$(BIN)/python -m benchmarks.decision_cost
+	$(BIN)/python -m benchmarks.proxy_cost
+	$(BIN)/python -m benchmarks.heavy_tail
+	$(BIN)/python -m benchmarks.held_streams
+
+bench-quick: setup peers
+	$(BIN)/python -m benchmarks.decision_cost --quick
+	$(BIN)/python -m benchmarks.proxy_cost --quick
+	$(BIN)/python -m benchmarks.heavy_tail --quick
+	$(BIN)/python -m benchmarks.held_streams --quick
 
 clean:
 	rm -rf $(VENV) .demo build dist src/*.egg-info
