@@ -12,8 +12,9 @@ import struct
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from unjam.gateway import respond
-from unjam.gateway.exchange import INSPECTING, Exchange
+from unjam.gateway import limits, respond
+from unjam.gateway.exchange import Exchange
+from unjam.gateway.states import INSPECTING
 from unjam.gateway.timers import NEVER
 from unjam.wire import sse
 from unjam.wire.errors import Malformed
@@ -408,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
                 self._reject(Malformed("body_timeout"))
                 return self.due
             due = min(due, slow)
-        return min(due, exchange.on_timer(now))
+        return min(due, limits.enforce(exchange, now))
 
     def _idle(self, now: float) -> float:
         """No exchange: a head that takes too long, a body nobody wants, or a connection kept alive."""

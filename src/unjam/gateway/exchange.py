@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
 from unjam.gateway import heads, respond
+from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
 from unjam.wire import sse, websocket
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from unjam.gateway.client import ClientConnection
     from unjam.gateway.routing import Route
     from unjam.wire.http1 import RequestHead, ResponseHead
-
-#: Where an exchange is.
-INSPECTING, QUEUED, CONNECTING, WAITING, RELAYING, TUNNELLING, ENDED = range(7)
 
 #: Bytes of a request body kept so that another endpoint can be tried; a longer one is streamed and tried once.
 REPLAY = 65536
@@ -125,7 +123,7 @@ class Exchange(Request):
 
     @property
     def state_name(self) -> str:
-        return ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended")[self.state]
+        return NAMES[self.state]
 
     # -- decide ----------------------------------------------------------------------------------------------------
 
@@ -165,7 +163,7 @@ class Exchange(Request):
         connection = upstream.acquire()
         if connection is None:
             self.state = CONNECTING
-            upstream.connect(self, self._timeouts().connect)
+            upstream.connect(self, self.timeouts().connect)
         else:
             self.send(connection, now)
 
@@ -175,7 +173,7 @@ class Exchange(Request):
             self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.head.expect_continue = False
 
-    def _timeouts(self) -> Timeouts:
+    def timeouts(self) -> Timeouts:
         lease = self.lease
         assert lease is not None
         lanes = lease.service.spec.lanes
@@ -316,7 +314,7 @@ class Exchange(Request):
             b"%b%bx-request-id: %b\r\n%b%b" % (memo, heads.markers(self), self.request_id, framing, payload)
         )
         if not whole:
-            client.look(now + self._timeouts().idle)
+            client.look(now + self.timeouts().idle)
 
     def on_body(self, payload: bytes) -> None:
         """More of the answer's body (or of a tunnel's bytes), decoded."""
@@ -373,17 +371,17 @@ class Exchange(Request):
     def bad_answer(self, error: Malformed) -> None:
         """The endpoint broke the protocol: 502 when the client has seen nothing, else an honest cut."""
         self.client.gateway.log_bad_answer(self, error)
-        self._drop_upstream()
+        self.drop_upstream()
         if self.state == RELAYING:
-            self._cut(Outcome.TRUNCATED, error.reason, "The agent's answer broke off: it was not valid HTTP.")
+            self.cut(Outcome.TRUNCATED, error.reason, "The agent's answer broke off: it was not valid HTTP.")
         else:
-            self._settle_failed(502, error.reason, "The endpoint's answer was not valid HTTP.", Outcome.SERVER_ERROR)
+            self.fail(502, error.reason, "The endpoint's answer was not valid HTTP.", outcome=Outcome.SERVER_ERROR)
 
     def on_lost(self, error: Exception | None) -> None:
         """The endpoint's connection went away in the middle."""
         connection, self.upstream = self.upstream, None
         if self.state == RELAYING:
-            self._cut(Outcome.TRUNCATED, "endpoint_lost", "The agent's connection was lost before its answer ended.")
+            self.cut(Outcome.TRUNCATED, "endpoint_lost", "The agent's connection was lost before its answer ended.")
             return
         lease = self.lease
         assert lease is not None
@@ -396,19 +394,19 @@ class Exchange(Request):
             self.stats.retries += 1
             self.state = CONNECTING
             upstream: Upstream = lease.endpoint.shell
-            upstream.connect(self, self._timeouts().connect)
+            upstream.connect(self, self.timeouts().connect)
         elif idempotent:
             self._next_endpoint(
                 Outcome.SERVER_ERROR, 502, "endpoint_lost", "The agent's connection was lost before it answered."
             )
         else:
-            self._settle_failed(
+            self.fail(
                 502,
                 "endpoint_lost",
                 "The agent's connection was lost before it answered. It may have begun the work, so the request was "
                 "not sent again; send an Idempotency-Key header to allow that."
                 + (" (The connection had been kept alive by the endpoint.)" if reused else ""),
-                Outcome.SERVER_ERROR,
+                outcome=Outcome.SERVER_ERROR,
             )
 
     # -- failing ---------------------------------------------------------------------------------------------------
@@ -425,7 +423,7 @@ class Exchange(Request):
             and gateway.balancer.may_retry(lease.service, now)
         )
         if not retry:
-            self._settle_failed(status, reason, message, outcome, unreached=unreached)
+            self.fail(status, reason, message, outcome=outcome, unreached=unreached)
             return
         self.lease = None
         self.upstream = None
@@ -436,10 +434,6 @@ class Exchange(Request):
         self.state = QUEUED
         gateway.finish(lease, outcome, now, None, unreached)
         self.offer(now, (status, reason, message, lease, outcome))
-
-    def _settle_failed(self, status: int, reason: str, message: str, outcome: Outcome, unreached: bool = False) -> None:
-        """End with an answer of ours in place of the endpoint's."""
-        self.fail(status, reason, message, None, outcome=outcome, unreached=unreached)
 
     def fail(
         self,
@@ -455,7 +449,7 @@ class Exchange(Request):
         client = self.client
         self.status = status
         self.reason = reason
-        self._drop_upstream()
+        self.drop_upstream()
         if not self.body_done:
             client.keep_alive = client.can_discard(self.head, self.bytes_in)
         answer = respond.error(
@@ -472,7 +466,7 @@ class Exchange(Request):
         client.write(answer)
         self._end(outcome, False, unreached=unreached)
 
-    def _cut(self, outcome: Outcome, reason: str, message: str) -> None:
+    def cut(self, outcome: Outcome, reason: str, message: str) -> None:
         """The client has part of an answer that will never be whole: say so where the format lets us, then close
         without the mark of a clean end."""
         self.reason = reason
@@ -488,69 +482,19 @@ class Exchange(Request):
             client.write(event)
         self._end(outcome, False)
 
-    def _drop_upstream(self) -> None:
+    def drop_upstream(self) -> None:
         connection, self.upstream = self.upstream, None
         if connection is not None:
             connection.abort()
 
-    # -- time ------------------------------------------------------------------------------------------------------
-
-    def on_timer(self, now: float) -> float:
-        """Enforce what is overdue; return when to look again."""
-        state = self.state
-        if now >= self.cut_at and state != ENDED:
-            return self._deadline()
-        if state in (QUEUED, CONNECTING, INSPECTING):
-            return min(now + 60.0, self.cut_at)
-        lease = self.lease
-        if lease is None or state == ENDED:
-            return now
-        limits = self._timeouts()
-        total = lease.started + limits.total
-        if now >= total:
-            return self._timed_out("total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
-        if state == WAITING:
-            due = self.sent_at + limits.first_byte
-            if now >= due:
-                if not self.body_done:
-                    return now + 1.0  # the client is still sending; its own limit applies
-                return self._timed_out("first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
-            return min(due, total, self.cut_at)
-        if self.client.write_paused:
-            return min(now + limits.idle, total, self.cut_at)  # the client is what is slow; its own limit applies
-        due = self.last + limits.idle
-        if now >= due:
-            return self._timed_out("idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
-        if self.events is not None:
-            heartbeat = self.client.gateway.settings.heartbeat
-            if now - self.last >= heartbeat and self.events.at_boundary and not self.client.write_paused:
-                self.client.beat(self.chunk_out)
-            due = min(due, now + heartbeat if now - self.last >= heartbeat else self.last + heartbeat)
-        return min(due, total, self.cut_at)
-
-    def _timed_out(self, reason: str, message: str) -> float:
-        self._drop_upstream()
-        if self.state in (RELAYING, TUNNELLING):
-            self._cut(Outcome.TIMEOUT, reason, message)
-        else:
-            self._settle_failed(504, reason, message, Outcome.TIMEOUT)
-        return NEVER
-
-    def _deadline(self) -> float:
-        """The caller's own deadline passed: its doing, so no failure of the endpoint's."""
-        self.withdraw()
-        if self.state in (RELAYING, TUNNELLING):
-            self._cut(Outcome.CANCELLED, "deadline", "The deadline that the caller set has passed.")
-        else:
-            self.fail(504, "deadline", "The deadline set by x-unjam-deadline passed before the agent answered.")
-        return NEVER
+    # -- leaving ---------------------------------------------------------------------------------------------------
 
     def withdraw(self) -> None:
         """Leave the queue and the endpoint."""
         ticket, self.ticket = self.ticket, None
         if ticket is not None:
             self.client.gateway.balancer.cancel(ticket, monotonic())
-        self._drop_upstream()
+        self.drop_upstream()
 
     def client_gone(self, status: int = 499) -> None:
         """The client hung up, or is hung up on: the endpoint is told by its connection closing, the slot is free."""

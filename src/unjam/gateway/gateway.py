@@ -20,9 +20,10 @@ from unjam.core.balancer import Balancer
 from unjam.core.model import Lease, Outcome, Refusal
 from unjam.gateway import features, respond
 from unjam.gateway.auth import Tenant
-from unjam.gateway.exchange import INSPECTING, Exchange
+from unjam.gateway.exchange import Exchange
 from unjam.gateway.routing import Router
 from unjam.gateway.settings import Settings
+from unjam.gateway.states import INSPECTING
 from unjam.gateway.timers import Wheel
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import REFUSED, AccessLog

@@ -1,0 +1,70 @@
+"""Time limits of an exchange, by lane: first byte, silence, total; and the caller's own deadline.
+
+Called by the timer wheel through the client's connection, never by the hot path.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unjam.core.model import Outcome
+from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, QUEUED, RELAYING, TUNNELLING, WAITING
+from unjam.gateway.timers import NEVER
+
+if TYPE_CHECKING:
+    from unjam.gateway.exchange import Exchange
+
+
+def enforce(exchange: Exchange, now: float) -> float:
+    """Do what is overdue: end the exchange, or send a heartbeat. Returns when to look again (monotonic seconds)."""
+    state = exchange.state
+    if now >= exchange.cut_at and state != ENDED:
+        return _deadline(exchange)
+    if state in (QUEUED, CONNECTING, INSPECTING):
+        return min(now + 60.0, exchange.cut_at)
+    lease = exchange.lease
+    if lease is None or state == ENDED:
+        return now
+    limits = exchange.timeouts()
+    total = lease.started + limits.total
+    if now >= total:
+        return _timed_out(exchange, "total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
+    if state == WAITING:
+        due = exchange.sent_at + limits.first_byte
+        if now >= due:
+            if not exchange.body_done:
+                return now + 1.0  # the client is still sending; its own limit applies
+            return _timed_out(exchange, "first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
+        return min(due, total, exchange.cut_at)
+    client = exchange.client
+    if client.write_paused:
+        return min(now + limits.idle, total, exchange.cut_at)  # the client is what is slow; its own limit applies
+    due = exchange.last + limits.idle
+    if now >= due:
+        return _timed_out(exchange, "idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
+    if exchange.events is not None:
+        heartbeat = client.gateway.settings.heartbeat
+        silent = now - exchange.last
+        if silent >= heartbeat and exchange.events.at_boundary:
+            client.beat(exchange.chunk_out)
+        due = min(due, now + heartbeat if silent >= heartbeat else exchange.last + heartbeat)
+    return min(due, total, exchange.cut_at)
+
+
+def _timed_out(exchange: Exchange, reason: str, message: str) -> float:
+    exchange.drop_upstream()
+    if exchange.state in (RELAYING, TUNNELLING):
+        exchange.cut(Outcome.TIMEOUT, reason, message)
+    else:
+        exchange.fail(504, reason, message, outcome=Outcome.TIMEOUT)
+    return NEVER
+
+
+def _deadline(exchange: Exchange) -> float:
+    """The caller's own deadline passed: its doing, so no failure of the endpoint's."""
+    exchange.withdraw()
+    if exchange.state in (RELAYING, TUNNELLING):
+        exchange.cut(Outcome.CANCELLED, "deadline", "The deadline that the caller set has passed.")
+    else:
+        exchange.fail(504, "deadline", "The deadline set by x-unjam-deadline passed before the agent answered.")
+    return NEVER

@@ -1,0 +1,27 @@
+"""Where an exchange is. The arrows, each taken by one method of `Exchange`:
+
+INSPECTING → QUEUED → CONNECTING → WAITING → RELAYING → ENDED
+                                      │ ╲
+                                      │  TUNNELLING → ENDED
+                                      └→ QUEUED (another endpoint)       any state → ENDED (the client left, a limit)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Its body is read before it is routed.
+INSPECTING: Final = 0
+#: Offered to the core; waiting for a slot.
+QUEUED: Final = 1
+#: A slot is ours; the endpoint's connection is being opened.
+CONNECTING: Final = 2
+#: The request is with the endpoint; no byte of an answer yet.
+WAITING: Final = 3
+#: The client has part of the answer.
+RELAYING: Final = 4
+#: Both sides switched protocols; bytes pass through.
+TUNNELLING: Final = 5
+ENDED: Final = 6
+
+NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended")
