@@ -103,6 +103,7 @@ def summarise(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         failed = [r["failed"] for r in made if "failed" in r]
         out[name] = {
             "cpu_us": column(made, "proxy_cpu_us"),
+            "kernel_us": column(made, "proxy_kernel_us"),
             "ratio": ratio(made, rounds[REFERENCE]) if REFERENCE in rounds and name != "direct" else spread([]),
             "per_second": column(made, "per_second"),
             "p50_ms": column(made, "p50_ms"),
@@ -125,7 +126,7 @@ def show(mode: str, summary: dict[str, Any], absent: dict[str, str], given: argp
         if name == "direct":
             continue
         if math.isnan(s["cpu_us"]["median"]):
-            rows.append([name, "FAILED: " + (s["failed"] or s["error_samples"] or ["no answers"])[0][:80], *[""] * 7])
+            rows.append([name, "FAILED: " + (s["failed"] or s["error_samples"] or ["no answers"])[0][:80], *[""] * 8])
             continue
         cpu, r = s["cpu_us"], s["ratio"]
         rows.append(
@@ -133,6 +134,7 @@ def show(mode: str, summary: dict[str, Any], absent: dict[str, str], given: argp
                 name,
                 f"{significant(cpu['median'])} ({significant(cpu['min'])}–{significant(cpu['max'])})",
                 f"{significant(r['median'])} ({significant(r['min'])}–{significant(r['max'])})",
+                significant(s["kernel_us"]["median"]),
                 significant(s["per_second"]["median"]),
                 significant(s["p50_ms"]["median"]),
                 significant(s["p99_ms"]["median"]),
@@ -141,9 +143,20 @@ def show(mode: str, summary: dict[str, Any], absent: dict[str, str], given: argp
                 str(s["errors"] + len(s["failed"])),
             ]
         )
-    rows += [[name, why, *[""] * 7] for name, why in absent.items()]
+    rows += [[name, why, *[""] * 8] for name, why in absent.items()]
     title = TITLES[mode].format(streams=given.streams, rate=given.rate)
-    columns = ["balancer", "CPU µs (min–max)", "× HAProxy", "per s", "p50 ms", "p99 ms", "RSS MiB", "done", "errors"]
+    columns = [
+        "balancer",
+        "CPU µs (min–max)",
+        "× HAProxy",
+        "in kernel",
+        "per s",
+        "p50 ms",
+        "p99 ms",
+        "RSS MiB",
+        "done",
+        "errors",
+    ]
     direct = summary.get("direct")
     note = ""
     if direct and not math.isnan(direct["per_second"]["median"]):

@@ -56,6 +56,17 @@ def cpu_seconds(pids: Sequence[int]) -> float:
     return total
 
 
+def kernel_seconds(pids: Sequence[int]) -> float:
+    """That part of their CPU spent in the kernel (stime, 10 ms steps): system calls and the network below them."""
+    total = 0.0
+    for pid in pids:
+        try:
+            total += int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[12]) / TICK
+        except OSError:
+            continue
+    return total
+
+
 def rss_bytes(pids: Sequence[int]) -> int:
     """Resident memory; pages shared between the processes are counted for each."""
     total = 0

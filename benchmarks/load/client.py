@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from benchmarks.common.figures import mean, quantile
-from benchmarks.common.procs import cpu_seconds, rss_bytes
+from benchmarks.common.procs import cpu_seconds, kernel_seconds, rss_bytes
 
 from .messages import CHAT_PATH, RequestMaker, dechunk, masked_text, nonce, websocket_accept
 
@@ -43,13 +43,13 @@ class Window:
         self.samples: list[str] = []
         self.extra: dict[str, Any] = {}
         self._begin = 0.0
-        self._at = (0, 0.0, 0.0)
+        self._at = (0, 0.0, 0.0, 0.0)
 
     def open(self) -> float:
         """Starts measuring; returns the time to stop."""
         self.nanoseconds.clear()
         self._begin = time.monotonic()
-        self._at = (self.done, cpu_seconds(self.watch), time.process_time())
+        self._at = (self.done, cpu_seconds(self.watch), time.process_time(), kernel_seconds(self.watch))
         return self._begin + self.seconds
 
     def fail(self, what: str) -> None:
@@ -62,6 +62,7 @@ class Window:
         done = self.done - self._at[0]
         proxy = cpu_seconds(self.watch) - self._at[1]
         own = time.process_time() - self._at[2]
+        kernel = kernel_seconds(self.watch) - self._at[3]
         ms = [n / 1e6 for n in self.nanoseconds]
         return {
             "done": done,
@@ -70,6 +71,7 @@ class Window:
             "errors": self.errors,
             "error_samples": self.samples,
             "proxy_cpu_us": proxy / done * 1e6 if done else None,
+            "proxy_kernel_us": kernel / done * 1e6 if done else None,
             "proxy_cpu_share": proxy / elapsed,
             "client_cpu_us": own / done * 1e6 if done else None,
             "p50_ms": quantile(ms, 0.50) if ms else None,
