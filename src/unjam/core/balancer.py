@@ -174,9 +174,11 @@ class Balancer:
                 if version.evict:
                     version.evict = False
                     self._evict(version, decided, now)
-                if version.queue and not version.removed:
-                    decided.extend(self._dispatch(version, now))
             service.parting = [version for version in service.parting if version.queue]
+        for service in self.services.values():
+            for version in service.versions:
+                if version.queue:
+                    decided.extend(self._dispatch(version, now))
         return decided
 
     # Operations
@@ -391,7 +393,7 @@ class Balancer:
             if (
                 predicted is not None
                 and SURE * predicted > request.deadline - now
-                and bucket.predicted >= service.estimator.overall.p50
+                and 2.0 * bucket.predicted >= service.estimator.overall.p50
             ):
                 return self._refuse(refusals.deadline(request, service, predicted))
         if self._quota_wait is not None and now + self._quota_wait > expires:
