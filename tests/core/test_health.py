@@ -1,0 +1,200 @@
+"""Ejection, panic, fallback for want of endpoints, handicaps, warm-up and load reports."""
+
+from __future__ import annotations
+
+import pytest
+
+from unjam.core.balancer import LoadReport
+from unjam.core.endpoint import warm_factor
+from unjam.core.model import Outcome, Reason
+from unjam.core.spec import BreakerSpec, EjectionSpec, EndpointSpec, Maintenance, WarmUpSpec
+
+from .made import OK, balancer, endpoints, fleet, lease, refusal, request, service
+
+QUIET = BreakerSpec(enabled=False)
+
+
+def fail(made, endpoint, now: float, connect: bool = False) -> None:  # type: ignore[no-untyped-def]
+    """One failure on just this endpoint."""
+    asked = request(made.services["s"])
+    asked.tried = tuple(e for e in fleet(made) if e is not endpoint)
+    made.finish(lease(made.offer(asked, now)), Outcome.SERVER_ERROR, now, connect_failed=connect)
+
+
+def test_failures_in_a_row_eject_for_longer_each_time() -> None:
+    made = balancer(service(fleet=endpoints(4), breaker=QUIET, ejection=EjectionSpec(failures=3, base=10.0, max=25.0)))
+    a = fleet(made)[0]
+    for _ in range(3):
+        fail(made, a, 0.0)
+    assert a.ejected_until == 10.0
+    assert not any(lease(made.offer(request(made.services["s"]), 1.0)).endpoint is a for _ in range(20))
+    made.tick(10.0)
+    # On probation: one failure is enough now, and it costs more.
+    fail(made, a, 10.0)
+    assert a.ejected_until == 30.0
+    made.tick(30.0)
+    fail(made, a, 30.0)
+    assert a.ejected_until == 55.0
+    made.tick(55.0)
+    asked = request(made.services["s"])
+    asked.tried = tuple(fleet(made)[1:])
+    made.finish(lease(made.offer(asked, 55.0)), OK, 55.1)
+    fail(made, a, 56.0)
+    assert not a.ejected_until
+
+
+def test_ejections_are_forgiven_in_time() -> None:
+    made = balancer(service(fleet=endpoints(4), breaker=QUIET, ejection=EjectionSpec(failures=1, base=10.0)))
+    a = fleet(made)[0]
+    fail(made, a, 0.0)
+    made.tick(10.0)
+    fail(made, a, 10.0)
+    assert (a.ejections, a.ejected_until) == (2, 30.0)
+    made.tick(30.0)
+    fail(made, a, 400.0)
+    assert (a.ejections, a.ejected_until) == (1, 410.0)
+
+
+def test_two_failed_connects_eject_and_a_success_between_resets() -> None:
+    made = balancer(service(fleet=endpoints(4), breaker=QUIET))
+    a, b = fleet(made)[:2]
+    fail(made, a, 0.0, connect=True)
+    assert not a.ejected_until
+    fail(made, a, 0.0, connect=True)
+    assert a.ejected_until
+    fail(made, b, 0.0, connect=True)
+    asked = request(made.services["s"])
+    asked.tried = tuple(e for e in fleet(made) if e is not b)
+    made.finish(lease(made.offer(asked, 0.0)), OK, 0.1)
+    fail(made, b, 0.2, connect=True)
+    assert not b.ejected_until
+
+
+def test_failed_connects_say_nothing_about_the_version() -> None:
+    made = balancer(service(fleet=endpoints(4), ejection=EjectionSpec(failures=100)))
+    for endpoint in fleet(made):
+        fail(made, endpoint, 0.0, connect=True)
+    assert made.services["s"].versions[0].breaker.evidence == 0.0
+
+
+def test_below_panic_all_are_used_and_it_is_said() -> None:
+    made = balancer(service(fleet=endpoints(5)))
+    s = made.services["s"]
+    ill = fleet(made)[:2]
+    for endpoint in ill:
+        made.set_health(endpoint, False, 0.0)
+    assert not any(lease(made.offer(request(s), 0.0)).endpoint in ill for _ in range(20))
+    made.set_health(fleet(made)[2], False, 0.0)
+    version = made.snapshot(0.0)["services"]["s"]["versions"]["v"]
+    assert version["panic"]
+    assert "used all the same: too few are healthy" in version["endpoints"][0]["why"]
+    assert any(lease(made.offer(request(s), 0.0)).endpoint in ill for _ in range(20))
+    made.set_health(fleet(made)[2], True, 0.0)
+    assert not made.snapshot(0.0)["services"]["s"]["versions"]["v"]["panic"]
+
+
+def test_a_version_without_a_healthy_endpoint_trips_at_once_and_recovers_with_one() -> None:
+    made = balancer(service(fleet=endpoints(2), fallback=(Maintenance("Soon."),)))
+    s = made.services["s"]
+    for endpoint in fleet(made):
+        made.set_health(endpoint, False, 1.0)
+    assert s.versions[0].breaker.state == "open"
+    assert refusal(made.offer(request(s), 1.0)).reason is Reason.MAINTENANCE
+    made.set_health(fleet(made)[1], True, 2.0)
+    assert s.versions[0].breaker.state == "closed"
+    assert lease(made.offer(request(s), 2.0)).endpoint is fleet(made)[1]
+
+
+def test_with_nothing_to_fall_back_on_ejected_endpoints_are_still_tried() -> None:
+    made = balancer(service(fleet=endpoints(1)))
+    s = made.services["s"]
+    for i in range(10):
+        made.finish(lease(made.offer(request(s), i)), Outcome.SERVER_ERROR, i, connect_failed=True)
+    assert fleet(made)[0].ejected_until
+    lease(made.offer(request(s), 11.0))
+    made.set_health(fleet(made)[0], False, 11.0)
+    assert refusal(made.offer(request(s), 11.0)).reason is Reason.NO_ENDPOINT
+
+
+def test_a_fast_failing_endpoint_attracts_no_traffic() -> None:
+    """Without ejection and breaker: the handicap alone must do."""
+    spec = service(fleet=endpoints(4, cores=4), breaker=QUIET, ejection=EjectionSpec(failures=10_000))
+    made = balancer(spec)
+    s = made.services["s"]
+    bad = fleet(made)[0]
+    running = []
+    for i in range(2000):
+        now = i * 0.02
+        taken = lease(made.offer(request(s), now))
+        if taken.endpoint is bad:
+            made.finish(taken, Outcome.SERVER_ERROR, now + 0.001)
+        else:
+            running.append((now + 0.1, taken))
+        while running and running[0][0] <= now:
+            made.finish(running.pop(0)[1], OK, now)
+        if i % 5 == 0:
+            made.tick(now)
+    # A quarter would be its even share, and least connections would give it nearly everything.
+    assert bad.failed < 2000 * 0.1
+    for endpoint in fleet(made)[1:]:
+        assert endpoint.served > 500
+
+
+def test_the_handicap_fades() -> None:
+    made = balancer(service(fleet=endpoints(2), breaker=QUIET))
+    a = fleet(made)[0]
+    fail(made, a, 0.0)
+    assert a.handicap == 1.0
+    made.tick(10.0)
+    assert a.handicap == pytest.approx(0.5)
+    made.tick(100.0)
+    assert a.handicap == 0.0
+    assert made.snapshot(100.0)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"] == ["open"]
+
+
+def test_a_whole_fleet_that_starts_is_not_warmed_up() -> None:
+    warm = WarmUpSpec(window=60.0)
+    made = balancer(service(fleet=endpoints(3, cores=4), warm_up=warm))
+    assert [e.avail for e in fleet(made)] == [4.0, 4.0, 4.0]
+    for endpoint in fleet(made):
+        made.set_health(endpoint, False, 1.0)
+    for endpoint in fleet(made):
+        made.set_health(endpoint, True, 2.0)
+    assert fleet(made)[0].avail == 4.0
+    made.tick(99.0)
+    made.set_health(fleet(made)[0], False, 100.0)
+    made.set_health(fleet(made)[0], True, 101.0)
+    assert fleet(made)[0].avail == pytest.approx(0.4)
+    made.tick(131.0)
+    assert fleet(made)[0].avail == pytest.approx(2.0)
+
+
+def test_the_curve_is_envoys() -> None:
+    assert warm_factor(WarmUpSpec(window=100.0, aggression=2.0), 25.0) == pytest.approx(0.5)
+    assert warm_factor(WarmUpSpec(window=100.0), 1.0) == 0.1
+    assert warm_factor(WarmUpSpec(window=0.0), 0.0) == 1.0
+
+
+def test_a_report_moves_work_away_and_fades_in_thirty_seconds() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8)))
+    busy, idle = fleet(made)
+    made.report(busy, LoadReport(other_cpu=0.5), 0.0)
+    assert busy.avail == pytest.approx(4.0)
+    for _ in range(12):
+        lease(made.offer(request(made.services["s"]), 0.0))
+    assert (busy.inflight, idle.inflight) == (4, 8)
+    made.tick(15.0)
+    assert busy.avail == pytest.approx(6.0)
+    made.tick(30.0)
+    assert busy.avail == 8.0
+
+
+def test_short_of_memory_it_takes_nothing_new() -> None:
+    fleet_spec = tuple(EndpointSpec(f"http://e{i}", cores=4, memory=1000) for i in range(3))
+    made = balancer(service(fleet=fleet_spec))
+    short = fleet(made)[0]
+    made.report(short, LoadReport(memory_free=49), 0.0)
+    assert not any(lease(made.offer(request(made.services["s"]), 0.0)).endpoint is short for _ in range(12))
+    assert "memory short" in made.snapshot(0.0)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"]
+    made.report(short, LoadReport(memory_free=500), 1.0)
+    assert lease(made.offer(request(made.services["s"]), 1.0)).endpoint is short
