@@ -284,7 +284,7 @@ def machine(policy: str) -> type[Machine]:
 def test_invariants(policy: str) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    examples = 60 if policy == "least_loaded" else 20
+    examples = 400 if policy == "least_loaded" else 60
     run_state_machine_as_test(
         machine(policy),
         settings=settings(
