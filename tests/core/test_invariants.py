@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from unjam.core import lanes
 from unjam.core.balancer import Balancer, LoadReport
-from unjam.core.endpoint import UNIT, Endpoint
+from unjam.core.endpoint import Endpoint
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.policies import POLICIES
 from unjam.core.service import Service, Version
@@ -123,9 +123,7 @@ class Machine(RuleBasedStateMachine):
         self, path: str, tenant: str, key: str | None, tokens: int | None, patience: float | None, tried: int
     ) -> None:
         deadline = None if patience is None else self.now + patience
-        request = Request(
-            self.balancer.services["main"], path, self.now, tenant, key, tokens=tokens, deadline=deadline
-        )
+        request = Request(self.balancer.services["main"], path, self.now, tenant, key, tokens=tokens, deadline=deadline)
         if tried:
             request.tried = tuple(self.endpoints[:tried])
         self.offered += 1
