@@ -305,6 +305,7 @@ class Exchange(Request):
         if head.sse and (kind == "chunked" or kind == "close"):
             self.events = sse.SseTracker()
             self.events.feed(payload)
+            self._forget_heads()  # it will be held for long, and what it remembers of heads takes memory
             client.gateway.stats.held += 1
             client.look(now + client.gateway.settings.heartbeat)
         framing = heads.answer_framing(self, head, kind)
@@ -315,6 +316,11 @@ class Exchange(Request):
         )
         if not whole:
             client.look(now + self.timeouts().idle)
+
+    def _forget_heads(self) -> None:
+        self.client.reader.forget()
+        if self.upstream is not None:
+            self.upstream.reader.forget()
 
     def on_body(self, payload: bytes) -> None:
         """More of the answer's body (or of a tunnel's bytes), decoded."""
@@ -364,6 +370,7 @@ class Exchange(Request):
             lines.append(connection.upstream.markers[lease.heavy])
         lines.append(b"\r\n")
         self.client.gateway.stats.tunnels_open += 1
+        self._forget_heads()
         self.client.transport.write(b"".join(lines) + rest)
         self.bytes_out += len(rest)
         self.client.start_tunnel()
