@@ -331,15 +331,20 @@ async def gateway(
     for agent in agents:
         if not agent.port:
             await agent.start()
-    if config is None:
-        overrides.setdefault("listen", "127.0.0.1:0")
-        overrides.setdefault("admin", "off")
-        overrides.setdefault("access_log", "off")
-        parsed = from_urls([agent.url for agent in agents], **overrides)
-    else:
-        parsed = parse("listen: 127.0.0.1:0\nadmin: off\naccess_log: off\n" + config, {})
-    server = Server(parsed, reload, seed=1)
-    await server.start()
+    try:
+        if config is None:
+            overrides = {"listen": "127.0.0.1:0", "admin": "off", "access_log": "off", **overrides}
+            parsed = from_urls([agent.url for agent in agents], **overrides)
+        else:
+            defaults = {"listen": "127.0.0.1:0", "admin": "off", "access_log": "off"}
+            given = {line.partition(":")[0] for line in config.splitlines()}
+            parsed = parse("".join(f"{k}: {v}\n" for k, v in defaults.items() if k not in given) + config, {})
+        server = Server(parsed, reload, seed=1)
+        await server.start()
+    except BaseException:
+        for agent in agents:
+            await agent.stop()
+        raise
     running = Running(server)
     try:
         yield running

@@ -1,5 +1,7 @@
 """Hostile input 31 to 40: endpoints that refuse, die, lie or overstay, and clients that leave, in every phase."""
 
+# ruff: noqa: E501, UP031
+
 from __future__ import annotations
 
 import asyncio

@@ -40,6 +40,9 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
 _TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})').findall
 
 
+FORBIDDEN = "This API key may not call this service."
+
+
 class _Body(msgspec.Struct):
     """What is read of a JSON body where a service asks for it."""
 
@@ -106,9 +109,13 @@ class Gateway:
                     client, head, request_id, 404, "no_service", "No service of this gateway has this address."
                 )
                 return None
-        if caller is not None and not caller.may_call(route.service.name):
+        if (
+            caller is not None
+            and not caller.may_call(route.service.name)
+            and not (self.router.by_model and head.has_body)  # the body says which service; asked again then
+        ):
             self.stats.reject("forbidden")
-            self._answer(client, head, request_id, 403, "forbidden", "This API key may not call this service.")
+            self._answer(client, head, request_id, 403, "forbidden", FORBIDDEN)
             return None
         exchange = Exchange(client, head, route, request_id, now, caller.name if caller is not None else "")
         if head.upgrade is not None:
@@ -195,21 +202,38 @@ class Gateway:
             if patience is not None:
                 exchange.deadline = now + patience
 
-    def inspected(self, exchange: Exchange) -> None:
-        """The body of a request is there, or as much as is looked at: read its model and its tokens."""
+    def inspected(self, exchange: Exchange, whole: bool) -> bool:
+        """The body of a request is there, or as much as is looked at: read its model and its tokens. False: it was
+        answered here, as no service takes it or its key may not call the one that does."""
         try:
             body = _decode_body(b"".join(exchange.body))
         except msgspec.DecodeError:
-            return  # not JSON, or cut: routed as it is; the endpoint is the one to judge its body
-        if self.router.by_model and body.model is not None:
-            service = self.router.match(exchange.head, body.model)
-            if service is not None and service is not exchange.service:
-                exchange.take(self.router.route(exchange.head, service))
+            body = _Body()  # not JSON, or cut: routed by its head; the endpoint is the one to judge its body
+        head = exchange.head
+        if self.router.by_model:
+            service = self.router.match(head, body.model)
+            if service is None:
+                if whole:
+                    exchange.fail(404, "no_service", "No service of this gateway has this address or this model.")
+                else:
+                    exchange.fail(413, "body_too_large", "The body is too large to be searched for its model.")
+                return False
+            if service is not exchange.service:
+                exchange.take(self.router.route(head, service))
+                self._stick(head, exchange)
+            keyring = self.settings.keyring
+            if keyring:
+                caller = keyring.tenant(head.known.get(b"authorization"), head.known.get(b"x-api-key"))
+                if caller is None or not caller.may_call(service.name):
+                    self.stats.reject("forbidden")
+                    exchange.fail(403, "forbidden", FORBIDDEN)
+                    return False
         if body.model is not None:
             exchange.bucket = f"{exchange.bucket} {body.model[:64]}"
         most = body.max_completion_tokens or body.max_tokens or body.max_output_tokens
         if most is not None and most > 0:
             exchange.tokens = most + exchange.bytes_in // 4  # about four bytes a token
+        return True
 
     def _health(self, client: ClientConnection, head: RequestHead) -> None:
         status, word = 200, b"ok\n"
@@ -217,7 +241,8 @@ class Gateway:
             ready, why = self.ready()
             if not ready:
                 status, word = 503, why.encode() + b"\n"
-        client.transport.write(respond.text(status, word, close=not client.keep_alive))
+        answer = respond.text(status, word, close=not client.keep_alive)
+        client.transport.write(answer[: -len(word)] if head.method == "HEAD" else answer)
 
     def ready(self) -> tuple[bool, str]:
         if self.draining:

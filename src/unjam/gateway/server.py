@@ -112,15 +112,26 @@ class Server:
     async def _listen(self, config: Config) -> None:
         """Open what is new, renew the certificates of what stays, close what is gone."""
         wanted = {str(listen.address): listen for listen in config.listen}
-        for address, listen in wanted.items():
-            listener = self.listeners.get(address)
-            if listener is not None and (listener.tls is None) == (listen.cert is None):
-                if listener.tls is not None:
-                    listener.tls.load_cert_chain(str(listen.cert), str(listen.key))
-                continue
-            if listener is not None:
+        renewed: list[tuple[ssl.SSLContext, Listen]] = []
+        opened: dict[str, Listener] = {}
+        try:
+            for address, listen in wanted.items():
+                listener = self.listeners.get(address)
+                if listener is not None and (listener.tls is None) == (listen.cert is None):
+                    if listener.tls is not None:
+                        _server_tls(str(listen.cert), listen.key)  # what doesn't load must not break the one in use
+                        renewed.append((listener.tls, listen))
+                    continue
+                if listener is not None:
+                    listener.server.close()
+                opened[address] = await self._bind(listen)
+        except (OSError, ssl.SSLError):
+            for listener in opened.values():
                 listener.server.close()
-            self.listeners[address] = await self._bind(listen)
+            raise
+        for tls, listen in renewed:
+            tls.load_cert_chain(str(listen.cert), listen.key)
+        self.listeners.update(opened)
         for address in [address for address in self.listeners if address not in wanted]:
             self.listeners.pop(address).server.close()
 
@@ -151,6 +162,7 @@ class Server:
         """Put a configuration in force: atomically, between two requests."""
         gateway = self.gateway
         topology = config.topology()
+        contexts = _endpoint_contexts(config)
         now = monotonic()
         applied = gateway.balancer.apply(topology, now)
         gateway.settings = Settings.of(config)
@@ -161,7 +173,6 @@ class Server:
             if watch is not None:
                 watch.stop()
             self._upstreams.pop(endpoint).close()
-        contexts: dict[Any, ssl.SSLContext] = {}
         for service in gateway.balancer.services.values():
             for version in service.versions:
                 for pool in version.pools:
@@ -185,14 +196,7 @@ class Server:
         if endpoint.url.startswith("https:"):
             spec = config.endpoint_tls(service, version, endpoint.url)
             server_name = spec.server_name
-            key = (spec.verify, spec.ca)
-            tls = contexts.get(key)
-            if tls is None:
-                tls = ssl.create_default_context(cafile=str(spec.ca) if spec.ca is not None else None)
-                if not spec.verify:
-                    tls.check_hostname = False
-                    tls.verify_mode = ssl.CERT_NONE
-                contexts[key] = tls
+            tls = contexts[spec.verify, spec.ca]
         upstream = self._upstreams.get(endpoint)
         if upstream is None:
             upstream = self._upstreams[endpoint] = Upstream(self.gateway, endpoint, tls, server_name)
@@ -215,6 +219,7 @@ class Server:
             return ["there is no configuration file to reload: this gateway was started with --to"]
         try:
             config = self._reload_config()
+            _endpoint_contexts(config)  # what can't be put in force is refused before anything is changed
             await self._listen(config)
             self._apply(config)
         except ConfigError as error:
@@ -235,13 +240,14 @@ class Server:
     # -- run and stop ----------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        # First of all the next tick: one that fails must not be the last.
+        self._ticker = self.loop.call_later(TICK, self._tick)
         self.gateway.tick()
         self._ticks += 1
         if self._ticks % 10 == 0:
             for upstream in self._upstreams.values():
                 if upstream.idle:
                     upstream.expire(self.gateway.now)
-        self._ticker = self.loop.call_later(TICK, self._tick)
 
     async def drain(self) -> None:
         """Accept nothing new, let what runs finish, within the configured time."""
@@ -311,6 +317,25 @@ class Server:
 
     async def _on_hangup(self) -> None:
         await self.reload()
+
+
+def _endpoint_contexts(config: Config) -> dict[tuple[bool, str | None], ssl.SSLContext]:
+    """TLS towards the endpoints, by what it is made of. Made before a configuration is put in force, so that one with
+    authorities that don't load changes nothing. Raises OSError, ssl.SSLError."""
+    contexts: dict[tuple[bool, str | None], ssl.SSLContext] = {}
+    for service, found in config.services.items():
+        for version, each in found.versions.items():
+            for endpoint in each.endpoints:
+                if not endpoint.url.startswith("https:"):
+                    continue
+                spec = config.endpoint_tls(service, version, endpoint.url)
+                if (spec.verify, spec.ca) not in contexts:
+                    context = ssl.create_default_context(cafile=spec.ca)
+                    if not spec.verify:
+                        context.check_hostname = False
+                        context.verify_mode = ssl.CERT_NONE
+                    contexts[spec.verify, spec.ca] = context
+    return contexts
 
 
 def _server_tls(cert: str, key: str | None) -> ssl.SSLContext:
