@@ -285,9 +285,9 @@ class ClientConnection(asyncio.Protocol):
 
     def inspect(self, exchange: Exchange, done: bool) -> None:
         """A service that reads bodies before it routes: go on when the body is whole, or too long to look at."""
-        if done or exchange.bytes_in > self.gateway.settings.inspect_bytes:
-            if self.gateway.inspected(exchange, done):
-                exchange.offer(monotonic())
+        enough = done or exchange.bytes_in > self.gateway.settings.inspect_bytes
+        if enough and self.gateway.inspected(exchange, done):
+            exchange.offer(monotonic())
 
     def exchange_ended(self) -> None:
         """The exchange is settled; what it had to say is written."""
