@@ -140,9 +140,8 @@ class Line:
 
 
 class Queue:
-    """What waits for one version. `quota_at`: monotonic seconds before which the region has nothing for the first in
-    line. `picky`: those that must not go to some endpoint again; they are few (the retry budget) and come first, as
-    they came earlier than all others."""
+    """What waits for one version. `picky`: those that must not go to some endpoint again; they are few (the retry
+    budget) and come first, as they came earlier than all others."""
 
     __slots__ = (
         "_expiries",
@@ -151,18 +150,19 @@ class Queue:
         "alternate",
         "fast",
         "heavy",
+        "length",
         "pace",
         "paced",
         "picky",
-        "quota_at",
     )
 
     def __init__(self) -> None:
         self.fast = Line()
         self.heavy = Line()
         self.picky: dict[Ticket, None] = {}
-        self.quota_at = 0.0
         self.alternate = False
+        #: Live tickets: a plain number, because every request asks for it.
+        self.length = 0
         #: Seconds between dispatches from a queue that was never empty meanwhile, averaged; `paced`: how many.
         self.pace = 0.0
         self.paced = 0
@@ -171,14 +171,12 @@ class Queue:
         self._expiries: list[tuple[float, int, Ticket]] = []
 
     def __len__(self) -> int:
-        return self.fast.waiting + self.heavy.waiting + len(self.picky)
-
-    def __bool__(self) -> bool:
-        return bool(self.fast.waiting or self.heavy.waiting or self.picky)
+        return self.length
 
     def push(self, ticket: Ticket, now: float) -> None:
-        if not self:
+        if not self.length:
             self._last = now
+        self.length += 1
         if ticket.request.tried:
             self.picky[ticket] = None
         else:
@@ -211,6 +209,7 @@ class Queue:
             self.paced += 1
             self.pace += (gap - self.pace) / min(self.paced, 2 * PACE_KNOWN)
         self._last = now
+        self.length -= 1
         if ticket in self.picky:
             del self.picky[ticket]
             ticket.live = False
@@ -224,6 +223,7 @@ class Queue:
 
     def drop(self, ticket: Ticket) -> None:
         """It was cancelled, it expired or it goes elsewhere."""
+        self.length -= 1
         if ticket in self.picky:
             del self.picky[ticket]
             ticket.live = False

@@ -82,14 +82,12 @@ class Balancer:
         """Decide on a request, or on another try of one (`request.tried`)."""
         service = request.service
         service.offered += 1
-        if not request.tried:
-            service.retry.note_request(now)
         bucket = service.estimator.bucket(request.bucket, request.seconds_hint, request.lane_hint)
         # The common case, without layers: one version that is up, one pool without quota, no session, nobody waiting.
         version = service.sole
-        if version is not None and service.sessions is None:
+        if version is not None and service.sessions is None and not request.tried:
             pool = version.sole
-            if pool is not None and not version.queue and (request.deadline is None or request.deadline > now):
+            if pool is not None and not version.queue.length and (request.deadline is None or request.deadline > now):
                 heavy = bucket.heavy
                 if not heavy or lanes.fits(version, bucket):
                     policy = pool.policy
@@ -124,14 +122,16 @@ class Balancer:
             lease.bucket.outlived(-1)
         else:
             del service.young[lease]
-        service.ended[outcome] += 1
         seconds = now - lease.started
         if outcome is Outcome.OK:
+            service.succeeded += 1
             endpoint.served += 1
-            endpoint.failures = endpoint.connect_failures = 0
+            if endpoint.failures:
+                endpoint.failures = endpoint.connect_failures = 0
             lease.bucket.observe(seconds)
-            if not version.breaker.closed or version.breaker.evidence:
-                version.breaker.record(False, now, lease.started)
+            breaker = version.breaker
+            if breaker.evidence or not breaker.closed:
+                breaker.record(False, now, lease.started)
         else:
             self._ended_badly(lease, outcome, seconds, connect_failed, now)
         if lease.reservation is not None or tokens is not None:
@@ -140,7 +140,7 @@ class Balancer:
         pool.policy.ended(endpoint, seconds, now)
         if pool.homes is not None:
             pool.homes.ended(endpoint, seconds, now)
-        if version.queue:
+        if version.queue.length:
             return self._dispatch(version, now)
         return NOTHING
 
@@ -152,6 +152,7 @@ class Balancer:
 
     def may_retry(self, service: Service, now: float) -> bool:
         """Whether the retry budget allows one more try; True spends it."""
+        service.note_requests(now)
         return service.retry.take(now)
 
     # Time
@@ -162,6 +163,7 @@ class Balancer:
         self._health.tick(now)
         for service in self.services.values():
             lanes.promote(service, now)
+            service.note_requests(now)
             if service.sessions is not None:
                 service.sessions.tick(now)
             for version in service.versions:
@@ -265,6 +267,8 @@ class Balancer:
     def _route(self, request: Request, bucket: Bucket, now: float) -> Lease | Ticket | Refusal:
         """The way of a request that the short cut of `offer` didn't take."""
         service = request.service
+        if request.tried:
+            service.retried += 1
         if request.deadline is not None and request.deadline <= now:
             return self._refuse(refusals.deadline(request, service))
         version = self._target(request, now)
@@ -505,6 +509,7 @@ class Balancer:
         endpoint = lease.endpoint
         version = lease.version
         bucket = lease.bucket
+        lease.service.unsuccessful[outcome] += 1
         if outcome is Outcome.CLIENT_ERROR:
             endpoint.failures = endpoint.connect_failures = 0
             return

@@ -29,11 +29,11 @@ class RetryBudget:
         self._requests = [0] * WINDOW
         self._retries = [0] * WINDOW
 
-    def note_request(self, now: float) -> None:
-        """A request came (its first try, not its retries)."""
+    def note_request(self, now: float, count: int = 1) -> None:
+        """So many requests came (first tries, not retries)."""
         if now >= self._edge:
             self._roll(now)
-        self._requests[self._slot] += 1
+        self._requests[self._slot] += count
 
     def take(self, now: float) -> bool:
         """May one more request be tried again now? True spends one retry."""

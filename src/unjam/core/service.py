@@ -95,9 +95,9 @@ class Service:
     `maintenance`."""
 
     __slots__ = (
+        "_noted",
         "chain",
         "dispatched",
-        "ended",
         "estimator",
         "maintenance",
         "name",
@@ -108,10 +108,13 @@ class Service:
         "promoted",
         "refused",
         "removed",
+        "retried",
         "retry",
         "sessions",
         "sole",
         "spec",
+        "succeeded",
+        "unsuccessful",
         "versions",
         "waiting",
         "withdrawn",
@@ -142,7 +145,11 @@ class Service:
         self.dispatched = 0
         self.withdrawn = 0
         self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
-        self.ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self.retried = 0
+        self._noted = 0
+        # Apart, because most end well and an enumeration is slow to hash.
+        self.succeeded = 0
+        self.unsuccessful: dict[Outcome, int] = dict.fromkeys([o for o in Outcome if o is not Outcome.OK], 0)
         self.promoted = 0
 
     def open_sessions(self) -> None:
@@ -153,6 +160,18 @@ class Service:
     def live(self) -> int:
         """Leases that run on this service's endpoints."""
         return len(self.young) + len(self.overdue)
+
+    @property
+    def ended(self) -> dict[Outcome, int]:
+        """Leases that ended on this service's endpoints, by outcome."""
+        return {Outcome.OK: self.succeeded, **self.unsuccessful}
+
+    def note_requests(self, now: float) -> None:
+        """Tell the retry budget of the requests (their first tries) since the last time."""
+        first = self.offered - self.retried
+        if first > self._noted:
+            self.retry.note_request(now, first - self._noted)
+            self._noted = first
 
     @property
     def alternatives(self) -> bool:

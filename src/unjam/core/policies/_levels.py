@@ -124,12 +124,15 @@ class LevelPolicy(Policy):
     """Subclasses say what the keys are. An endpoint that is open has an entry in `order`, and one in `heavy_order` too,
     if there is one and it is below its heavy cap."""
 
-    __slots__ = ("heavy_order", "members", "order")
+    __slots__ = ("heap", "heavy_order", "levels", "members", "order")
 
     def __init__(self, rng: Rng) -> None:
         super().__init__(rng)
         self.members: dict[Endpoint, None] = {}
         self.order = Order()
+        #: Of `order`, for short ways.
+        self.heap = self.order.heap
+        self.levels = self.order.levels
         self.heavy_order: Order | None = None
 
     @abstractmethod
@@ -142,6 +145,14 @@ class LevelPolicy(Policy):
 
     def pick(self, request: Request, heavy: bool, now: float) -> Endpoint | None:
         if not heavy:
+            # Nearly always the first entry of the first level is alive and will do.
+            heap = self.heap
+            if heap and not request.tried:
+                level = heap[0][1]
+                if level:
+                    endpoint: Endpoint | None = level[0][0]
+                    if endpoint is not None:
+                        return endpoint
             return self.order.first(request.tried)
         order = self.heavy_order
         if order is None:
@@ -161,15 +172,39 @@ class LevelPolicy(Policy):
             level.popleft()
             order.size -= 1
         if endpoint.inflight < endpoint.slots:
-            endpoint.entry = order.put(endpoint, self.key(endpoint))
+            # `order.put`, written out.
+            level = self.levels.get(key := self.key(endpoint))
+            if level is None or order.size >= order.limit:
+                endpoint.entry = order.put(endpoint, key)
+            else:
+                endpoint.entry = entry = [endpoint, level]
+                level.append(entry)
+                order.size += 1
         else:
             endpoint.entry = None
         if self.heavy_order is not None:
             self._move_heavy(endpoint, self.heavy_order, True)
 
     def ended(self, endpoint: Endpoint, seconds: float, now: float) -> None:
-        if endpoint.usable:
+        if not endpoint.usable:
+            return
+        entry = endpoint.entry
+        if entry is None or self.heavy_order is not None:
             self._move(endpoint)
+            return
+        key = self.key(endpoint)
+        level = entry[1]
+        if level.key != key:
+            # `_move` and `order.put`, written out.
+            entry[0] = None
+            order = self.order
+            level = self.levels.get(key)
+            if level is None or order.size >= order.limit:
+                endpoint.entry = order.put(endpoint, key)
+            else:
+                endpoint.entry = entry = [endpoint, level]
+                level.append(entry)
+                order.size += 1
 
     def open(self, endpoint: Endpoint) -> None:
         self.members[endpoint] = None
