@@ -31,6 +31,7 @@ class Holder:
         self.poll = select.epoll()
         self.socks: dict[int, socket.socket] = {}
         self.began: dict[int, float] = {}
+        self.head: dict[int, bytes] = {}
         self.first: list[float] = []
         self.events = 0
         self.lost = 0
@@ -63,37 +64,22 @@ class Holder:
             except OSError:
                 data = b""
             began = self.began.get(fd)
-            if not data or (began is not None and not data.startswith(b"HTTP/1.1 200")):
+            if began is not None and data:
+                # Head and first event may come apart.
+                data = self.head.pop(fd, b"") + data
+            if not data or (began is not None and not data.startswith(b"HTTP/1.1 200"[: len(data)])):
                 self.lost += 1
                 self.refused.append(repr(data[:200]))
                 self.poll.unregister(fd)
                 self.began.pop(fd, None)
                 self.socks.pop(fd).close()
-                continue
-            self.events += data.count(b": still here") + data.count(b"data: {")
-            if began is not None:
-                # Head and first event may come apart; the marker below then starts the wait for the event alone.
-                if b"data: {" in data:
-                    self.first.append(time.monotonic() - began)
-                    del self.began[fd]
-                else:
-                    self.began[fd] = began
-                    self.wait_for_event(fd, sock, began)
-
-    def wait_for_event(self, fd: int, sock: socket.socket, began: float) -> None:
-        """The rest of the first event is on its way; take it now."""
-        sock.setblocking(True)
-        sock.settimeout(10.0)
-        data = b""
-        while b"data: {" not in data:
-            more = sock.recv(65536)
-            if not more:
-                return
-            data += more
-        self.events += data.count(b"data: {")
-        self.first.append(time.monotonic() - began)
-        del self.began[fd]
-        sock.setblocking(False)
+            elif began is None:
+                self.events += data.count(b": still here")
+            elif b"data: {" in data:
+                self.first.append(time.monotonic() - began)
+                del self.began[fd]
+            else:
+                self.head[fd] = data
 
     def open_all(self, start: int, count: int, rate: float, patience: float) -> None:
         """Opens `count` streams at `rate` a second and reads until each has had its first event."""
@@ -129,6 +115,7 @@ def main() -> None:
     holder = Holder(given.ports)
     holder.open_all(0, given.streams, given.rate, 30.0)
     opened = {"open": len(holder.socks), "lost": holder.lost, "first_event": first_event(holder.first)}
+    opened["unanswered"] = len(holder.began)
     print(json.dumps({**opened, "trouble": holder.refused[:3]}), flush=True)
     holder.events, holder.lost = 0, 0
     holder.idle(given.hold)

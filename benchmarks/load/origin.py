@@ -108,7 +108,9 @@ class Origin:
             self.poll.register(sock.fileno(), select.EPOLLIN)
 
     def close(self, connection: Connection) -> None:
-        if self.connections.pop(connection.fd, None) is not None:
+        # The number may already belong to a later connection: a stream stays on the wheel until its turn.
+        if self.connections.get(connection.fd) is connection:
+            del self.connections[connection.fd]
             connection.left = 0
             connection.sock.close()
 
@@ -191,7 +193,7 @@ class Origin:
                     c.number += 1
                     c.left -= 1
                     c.send(chunk(b": still here\n\n") if self.beat else sse_event(c.mark, c.number))
-                elif c.fd in self.connections:
+                elif self.connections.get(c.fd) is c:
                     c.send(chunk(b"data: [DONE]\n\n"))
                     c.send(b"0\r\n\r\n")
                     ended = True

@@ -77,3 +77,32 @@ def test_generator_and_origin_agree(mode: str) -> None:
     assert answer["errors"] == 0
     assert answer["done"] > 10
     assert answer["proxy_cpu_us"] > 0
+
+
+def test_streams_opened_after_others_were_closed_are_answered() -> None:
+    """The origin gives a closed stream's descriptor to a new one while the old still waits for its turn."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load.origin", "--rate", "5", "--beat"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as origin:
+        try:
+            assert origin.stdout is not None
+            port = str(json.loads(origin.stdout.readline())["ports"][0])
+            argv = [sys.executable, "-m", "benchmarks.load.hold", "--ports", port, "--streams", "40", "--rate", "400"]
+            for _ in range(4):
+                done = subprocess.run(
+                    [*argv, "--hold", "0.1", "--more", "5"],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    check=True,
+                )
+                opened, held = map(json.loads, done.stdout.splitlines())
+                assert (opened["open"], opened["lost"], opened["unanswered"]) == (40, 0, 0)
+                assert (held["lost"], held["first_event"]["count"]) == (0, 5)
+        finally:
+            origin.terminate()
