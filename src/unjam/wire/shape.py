@@ -50,14 +50,16 @@ class Shape:
         ends = [*indices, len(lines)]
         pieces = [b"".join(b"%b\r\n" % line for line in lines[a:b]) for a, b in zip(cuts, ends, strict=True)]
         self._first = start + b"\r\n" + pieces[0]
-        #: Of each varying line: its index, kind, name, place in `forward`, and the bytes between it and the next.
-        self._varying: list[tuple[int, int, bytes, int, bytes]] = []
+        #: Of each varying line: its index, kind, name, `Name: ` as spelt, place in `forward`, and the bytes between it
+        #: and the next.
+        self._varying: list[tuple[int, int, bytes, bytes, int, bytes]] = []
         for index, place, piece in zip(indices, places, pieces[1:], strict=True):
-            kind, _, name, _ = table.entry(lines[index])
-            self._varying.append((index, kind, name, place, b"\r\n" + piece))
+            line = lines[index]
+            kind, _, name, _ = table.entry(line)
+            self._varying.append((index, kind, name, line[: len(name)] + b": ", place, b"\r\n" + piece))
         if self._varying:
-            index, kind, name, place, piece = self._varying[-1]
-            self._varying[-1] = index, kind, name, place, piece + b"\r\n"
+            index, kind, name, spelt, place, piece = self._varying[-1]
+            self._varying[-1] = index, kind, name, spelt, place, piece + b"\r\n"
         else:
             self._first += b"\r\n"
         self._size = len(self._first)
@@ -71,16 +73,21 @@ class Shape:
         lines = head._lines
         entry = self._table.entry
         try:
-            for index, kind, name, place, after in self._varying:
+            for index, kind, name, spelt, place, after in self._varying:
                 end = data.find(b"\r\n", at)
                 if end < 0 or not data.startswith(after, end):
                     return -1
                 line = data[at:end]
                 at = end + len(after)
                 if line != lines[index]:
-                    found, wire, its_name, value = entry(line)
-                    if found != kind or its_name != name:
-                        return -1
+                    value: Any = line[len(spelt) :]
+                    # Letters, digits and dashes behind the same name need no grammar: ids and trace contexts.
+                    if kind <= KNOWN and line.startswith(spelt) and value.replace(b"-", b"0").isalnum():
+                        wire = line + b"\r\n"
+                    else:
+                        found, wire, its_name, value = entry(line)
+                        if found != kind or its_name != name:
+                            return -1
                     lines[index] = line
                     if kind == LENGTH:
                         head.length = value
