@@ -80,7 +80,7 @@ async def test_sigterm_lets_what_runs_finish_and_takes_nothing_new(tmp_path: Pat
         process.send(signal.SIGTERM)
         await process.says("draining")
         assert await idle.closed() == b""
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             await Wire.connect(port)
         held.go.set()
         assert await running.reader.readuntil(b"0\r\n\r\n") == b"4\r\nrest\r\n0\r\n\r\n"

@@ -487,6 +487,7 @@ class Exchange(Request):
             if self.chunk_out:
                 event = b"%x\r\n%b\r\n" % (len(event), event)
             client.write(event)
+            client.framed = True  # the event says it: a reset would only destroy it on its way to an HTTP/1.0 client
         self._end(outcome, False)
 
     def drop_upstream(self) -> None:
