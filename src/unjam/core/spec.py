@@ -16,7 +16,7 @@ FAST = "fast"
 HEAVY = "heavy"
 
 #: Slots of an endpoint for which neither slots nor cores were given: no queueing in unjam, only balancing.
-UNSIZED_SLOTS = 1024
+UNSIZED_SLOTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
