@@ -25,7 +25,7 @@ MOST = 65536
 class Probe:
     """One check under way; the exchange's place on an `UpstreamConnection`."""
 
-    __slots__ = ("client", "done", "head", "received", "status", "upstream")
+    __slots__ = ("client", "done", "head", "last", "received", "status", "upstream")
 
     class _Head:
         method = "GET"
@@ -35,6 +35,7 @@ class Probe:
         self.client = self
         self.done: asyncio.Future[int] = loop.create_future()
         self.status = 0
+        self.last = 0.0
         self.received = 0
         self.upstream: UpstreamConnection | None = None
 
@@ -66,7 +67,7 @@ class Probe:
             connection.abort()
             self._settle()
 
-    def on_end(self, reusable: bool) -> None:
+    def on_end(self, reusable: bool, now: float = 0.0) -> None:
         connection, self.upstream = self.upstream, None
         if connection is not None:
             if reusable:
