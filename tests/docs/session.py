@@ -6,12 +6,14 @@ until its ports answer; everything that was started ends with the session.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,7 +48,9 @@ class Session:
             )
 
     def close(self) -> None:
-        os.killpg(self.shell.pid, signal.SIGKILL)
+        # The group may be gone; its number is not given away before `wait`.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.shell.pid, signal.SIGKILL)
         self.shell.wait()
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
@@ -98,13 +102,19 @@ class Session:
     def _answer(self) -> tuple[list[str], int]:
         assert self.shell.stdout is not None
         printed: list[str] = []
-        for line in self.shell.stdout:
-            if line.startswith(_MARK):
-                while printed and not printed[-1]:
-                    printed.pop()
-                return printed, int(line.split()[1])
-            printed.append(line.rstrip())
-        raise AssertionError("the shell ended: " + (self.folder / "stderr.txt").read_text())
+        hang = threading.Timer(PATIENCE, os.killpg, (self.shell.pid, signal.SIGKILL))
+        hang.start()
+        try:
+            for line in self.shell.stdout:
+                if line.startswith(_MARK):
+                    while printed and not printed[-1]:
+                        printed.pop()
+                    return printed, int(line.split()[1])
+                printed.append(line.rstrip())
+        finally:
+            hang.cancel()
+        shown = "\n".join([*printed, (self.folder / "stderr.txt").read_text()[-2000:]])
+        raise AssertionError(f"no end within {PATIENCE:g} s, or the shell ended:\n{shown}")
 
     def _wait_for(self, text: str) -> None:
         known = set(self.ports.values())
