@@ -181,7 +181,7 @@ class Soak:
         url = f"http://127.0.0.1:{endpoint.sockets[0].getsockname()[1]}"
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "soak.yaml")
-            file.write_text(
+            file.write_text(  # noqa: ASYNC240
                 "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\naccess_log: off\nservices:\n  soak:\n    breaker: off\n"
                 f"    ejection: {{failures: 1000000000}}\n    versions: {{v1: {{endpoints: ['{url}']}}}}\n"
             )
