@@ -7,6 +7,7 @@ made of it, so that no division is left on the hot path: `stretch = max(floor, (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from unjam.core.spec import EjectionSpec, EndpointSpec, WarmUpSpec
@@ -75,6 +76,7 @@ class Endpoint:
         "heavy_stale",
         "inflight",
         "name",
+        "nominal",
         "per_core",
         "place",
         "pool",
@@ -141,8 +143,10 @@ class Endpoint:
         self.spec = spec
         self.slots = spec.hard_slots
         self.cap_heavy(self.slots, self.slots)
-        self.per_core = 1.0 / (UNIT * spec.capacity)
-        self.avail = spec.capacity * spec.weight
+        self.per_core = _one(1.0 / (UNIT * spec.capacity))
+        #: What `avail` is at its best.
+        self.nominal = _one(spec.capacity * spec.weight)
+        self.avail = self.nominal
         self.floor = 0.0
         self.step = 0.0
         self._measure()
@@ -150,7 +154,7 @@ class Endpoint:
     def refresh(self, warm_up: WarmUpSpec, now: float) -> bool:
         """Work out `avail` and the handicap as of `now`; True while time alone will go on changing them."""
         spec = self.spec
-        most = spec.capacity * spec.weight
+        most = self.nominal
         restless = False
         avail = most
         if self.warm_from is not None:
@@ -206,11 +210,17 @@ class Endpoint:
     def _measure(self) -> None:
         factor = 1.0 + self.handicap
         # Below one request per core nothing slows down, where cores are known. Slots are only a guess at them.
-        self.floor = factor if self.spec.cores else 0.0
-        self.step = factor / self.avail if self.avail > 0.0 else 0.0
+        self.floor = _one(factor) if self.spec.cores else 0.0
+        self.step = _one(factor / self.avail) if self.avail > 0.0 else 0.0
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self.inflight}/{self.slots}>"
+
+
+@lru_cache(maxsize=1024)
+def _one(value: float) -> float:
+    """One object for equal numbers: what thousands of endpoints share stays in the processor's cache."""
+    return value
 
 
 def warm_factor(spec: WarmUpSpec, seconds: float) -> float:

@@ -36,7 +36,7 @@ class Pool:
         endpoint.pool = self
         endpoint.region = self.region
         endpoint.entry = endpoint.heavy_entry = None
-        endpoint.turn = 0.0
+        endpoint.turn = endpoint.cost = 0.0
         if endpoint.usable:
             self.open(endpoint)
 

@@ -165,19 +165,22 @@ class LevelPolicy(Policy):
     def started(self, endpoint: Endpoint, heavy: bool) -> None:
         order = self.order
         entry = endpoint.entry
-        entry[0] = None
         level = entry[1]
-        # Unless a session chose it, it is the first of its level.
+        # Unless a session chose it, it is the first of its level, and the entry is free to be used again.
         if level[0] is entry:
             level.popleft()
             order.size -= 1
+        else:
+            entry[0] = None
+            entry = [endpoint, level]
         if endpoint.inflight < endpoint.slots:
             # `order.put`, written out.
             level = self.levels.get(key := self.key(endpoint))
             if level is None or order.size >= order.limit:
                 endpoint.entry = order.put(endpoint, key)
             else:
-                endpoint.entry = entry = [endpoint, level]
+                entry[1] = level
+                endpoint.entry = entry
                 level.append(entry)
                 order.size += 1
         else:

@@ -16,5 +16,4 @@ class LeastOutstanding(LevelPolicy):
 
     def key(self, endpoint: Endpoint) -> Key:
         # Capacity comes in only through warm-up, reports and failures: 1 for an endpoint at its best.
-        strain = endpoint.step * endpoint.spec.capacity * endpoint.spec.weight
-        return ((endpoint.inflight + 1) * strain, 0.0)
+        return ((endpoint.inflight + 1) * endpoint.step * endpoint.nominal, 0.0)
