@@ -37,7 +37,9 @@ def test_one_tenants_order_is_by_age_and_size(work: list[tuple[float, float]]) -
     assert len(keys) == len(work)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.05, 1.0, 5.0])), max_size=120), st.integers(0, 999))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.05, 1.0, 5.0])), max_size=120), st.integers(0, 999)
+)
 @settings(max_examples=60, deadline=None)
 def test_nothing_is_lost_whatever_is_dropped_between(work: list[tuple[str, float]], seed: int) -> None:
     rng = random.Random(seed)
