@@ -79,7 +79,8 @@ class Session:
         text = self.here(text)
         background = text.endswith("&")
         if background:
-            text = f"{text[:-1]} >>background.txt 2>&1 &"
+            output = "2>>background.txt" if ">" in text else ">>background.txt 2>&1"
+            text = f"{text[:-1]} {output} &"
         assert self.shell.stdin is not None
         self.shell.stdin.write(f"{{\n{text}\n}} </dev/null\nprintf '\\n%s %d\\n' {_MARK} $?\n")
         self.shell.stdin.flush()

@@ -46,7 +46,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_every_policy_has_its_page() -> None:
-    index = {link for link in links(DOCS / "policies" / "README.md")}
+    index = set(links(DOCS / "policies" / "README.md"))
     names = {file.stem for file in (DOCS / "policies").glob("*.md")} - {"README"}
     assert names == set(POLICIES)
     for name in names:
@@ -88,6 +88,16 @@ def test_every_log_event_is_documented() -> None:
     text = page("operations.md")
     for event in sorted(events):
         assert f"`{event}`" in text, event
+
+
+def test_every_line_of_hostile_input_has_its_tests() -> None:
+    tested = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests" / "hostile").glob("test_*.py"))
+    numbers = {int(number) for number in re.findall(r"def test_(\d\d)_", tested)}
+    claimed: set[int] = set()
+    for first, last in re.findall(r"^\| (\d+)(?:-(\d+))? \|", page("security.md"), re.MULTILINE):
+        claimed.update(range(int(first), int(last or first) + 1))
+    assert len(claimed) > 45
+    assert claimed <= numbers, f"no test for {sorted(claimed - numbers)}"
 
 
 def test_every_dependency_has_its_reason() -> None:
