@@ -117,7 +117,8 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
             return
         self.transport.set_write_buffer_limits(WRITE_HIGH)
-        gateway.wheel.at(self, self.last_read + gateway.settings.header_timeout)
+        settings = gateway.settings
+        gateway.wheel.at(self, self.last_read + min(settings.header_timeout, settings.keepalive))
 
     def data_received(self, data: bytes) -> None:
         mode = self.mode

@@ -32,8 +32,9 @@ def enforce(exchange: Exchange, now: float) -> float:
     if state == WAITING:
         due = exchange.sent_at + limits.first_byte
         if now >= due:
-            if not exchange.body_done:
-                return now + 1.0  # the client is still sending; its own limit applies
+            sender = exchange.client
+            if not exchange.body_done and not (sender.read_paused and now >= sender.last_read + limits.first_byte):
+                return now + 1.0  # the client is still sending, and the endpoint reading; the client's limit applies
             return _timed_out(exchange, "first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
         return min(due, total, exchange.cut_at)
     client = exchange.client
