@@ -88,7 +88,7 @@ def measure(policy: str, endpoints: int, mixed: bool, rounds: int, steps: int, s
     bench = Bench(policy, endpoints, mixed, seed)
     gc.freeze()
     # Until the fleet is ragged, and the first heavy request has made its own order.
-    bench.round(max(steps, 4 * endpoints))
+    bench.round(max(10_000, 4 * endpoints))
     figures = spread(bench.round(steps) for _ in range(rounds))
     gc.unfreeze()
     return figures
@@ -98,13 +98,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", nargs="+", choices=sorted(POLICIES), default=list(POLICIES))
     parser.add_argument("--endpoints", nargs="+", type=int, default=[10, 1000, 10_000])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=75)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     given = parser.parse_args()
     if given.quick:
-        given.rounds, given.steps = 5, 3000
+        given.rounds = 15
     machine = results.machine()
     rows: list[list[str]] = []
     made: list[dict[str, Any]] = []
