@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import signal
+import socket
 import ssl
 from pathlib import Path
 
@@ -326,3 +327,37 @@ async def test_a_tls_listener_relays_and_cuts_like_any_other(tmp_path: Path) -> 
         plain = await gw.connect()
         await plain.send(GET)
         assert b"200" not in await plain.closed()
+
+
+@in_loop
+async def test_a_tls_handshake_that_stops_half_way_is_given_up(tmp_path: Path) -> None:
+    agent = await Agent().start()
+    cert, key = certificate(tmp_path, "front")
+    config = (
+        f"listen: {{address: '127.0.0.1:0', tls: {{cert: {cert}, key: {key}}}}}\nlimits: {{header_timeout: 300ms}}\n"
+        f"services: {{a: {{versions: {{v: {{endpoints: ['{agent.url}']}}}}}}}}"
+    )
+    async with gateway(agent, config=config) as gw:
+        start = asyncio.get_running_loop().time()
+        wire = await gw.connect()
+        await wire.send(b"\x16\x03\x01")
+        await wire.closed()
+        assert asyncio.get_running_loop().time() - start < 5
+
+
+@in_loop
+async def test_a_unix_socket_in_use_is_not_taken_over_and_a_stale_one_is(tmp_path: Path) -> None:
+    agent = await Agent().start()
+    path = tmp_path / "front.sock"
+    config = f"listen: 'unix:{path}'\nservices: {{a: {{versions: {{v: {{endpoints: ['{agent.url}']}}}}}}}}"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    async with gateway(config=config):
+        with pytest.raises(OSError, match="listens on"):
+            async with gateway(config=config):
+                pass
+        wire = Wire(*await asyncio.open_unix_connection(str(path)))
+        assert (await wire.get()).status == 200
+        wire.close()
+    await agent.stop()

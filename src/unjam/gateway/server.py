@@ -8,6 +8,7 @@ SIGHUP reloads the configuration and the certificates; a configuration that is r
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -141,17 +142,21 @@ class Server:
         if listen.cert is not None:
             tls = _server_tls(listen.cert, listen.key)
         secure = tls is not None
+        patience = gateway.settings.header_timeout if secure else None
 
         def accept() -> ClientConnection:
             return ClientConnection(gateway, secure)
 
         server: asyncio.Server
         if listen.path is not None:
-            if not await _answers(listen.path):
-                _unlink(listen.path)  # left behind by a gateway that was killed
-            server = await self.loop.create_unix_server(accept, listen.path, ssl=tls, backlog=BACKLOG)
+            await _clear(listen.path)
+            server = await self.loop.create_unix_server(
+                accept, listen.path, ssl=tls, ssl_handshake_timeout=patience, backlog=BACKLOG
+            )
         else:
-            server = await self.loop.create_server(accept, listen.host, listen.port, ssl=tls, backlog=BACKLOG)
+            server = await self.loop.create_server(
+                accept, listen.host, listen.port, ssl=tls, ssl_handshake_timeout=patience, backlog=BACKLOG
+            )
         listener = Listener(listen, server, tls)
         gateway.log.info("listening", address=str(listen.address), port=listener.port, tls=secure)
         return listener
@@ -349,8 +354,7 @@ def _server_tls(cert: str, key: str | None) -> ssl.SSLContext:
 
 async def _unix_socket(path: str) -> socket.socket:
     """A bound socket that only our own user may connect to."""
-    if not await _answers(path):
-        _unlink(path)  # left behind by a gateway that was killed
+    await _clear(path)
     bound = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
@@ -362,6 +366,14 @@ async def _unix_socket(path: str) -> socket.socket:
 
 def _unlink(path: str) -> None:
     Path(path).unlink(missing_ok=True)
+
+
+async def _clear(path: str) -> None:
+    """Remove a socket that a killed gateway left behind. Raises OSError when somebody listens on it: binding would
+    take its place without a word."""
+    if await _answers(path):
+        raise OSError(errno.EADDRINUSE, f"another process listens on {path}")
+    _unlink(path)
 
 
 async def _answers(path: str) -> bool:

@@ -54,8 +54,11 @@ class Wheel:
         else:
             indices = list(range(self._turned + 1, last + 1))
         self._turned = last
-        for index in indices:
-            for timed in self._buckets.pop(index, ()):
+        overdue = [timed for index in indices for timed in self._buckets.pop(index, ())]
+        overdue.reverse()
+        try:
+            while overdue:
+                timed = overdue.pop()
                 if timed.due > now:
                     continue  # looked at since, by an earlier entry; its next one is elsewhere
                 timed.due = NEVER
@@ -63,6 +66,9 @@ class Wheel:
                 if when < timed.due:
                     timed.due = when
                     self._enter(timed, when)
+        finally:
+            if overdue:  # one failed: it must not take the time-outs of the others with it
+                self._buckets.setdefault(last + 1, []).extend(overdue)
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
