@@ -602,3 +602,26 @@ async def test_40_line_ends_in_a_redirect_are_refused() -> None:
         answer = await (await gw.connect()).get()
         assert answer.status == 502
         assert answer.header("location") is None
+
+
+@in_loop
+async def test_33_an_answer_before_the_body_is_sent_reaches_the_client() -> None:
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(early, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    config = f"services: {{default: {{versions: {{v1: {{endpoints: ['http://127.0.0.1:{port}']}}}}}}}}"
+    async with gateway(config=config) as gw:
+        for _ in range(20):
+            wire = await gw.connect()
+            wire.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000)
+            answer = await wire.answer("POST")
+            assert (answer.status, answer.body, answer.header("connection")) == (413, b"no", "close")
+            wire.reset()
+        await gw.settled()
+        assert outcomes(gw) == {"client_error": 20}
+    server.close()
