@@ -139,7 +139,7 @@ class Limits(Model):
     max_fields: PositiveCount = Field(100, description="Number of headers; more is answered 431.")
     max_body: Size = Field(2**30, description="One request body, streamed; more is answered 413.")
     max_inspect: PositiveSize = Field(
-        2**20, description="Most of a body that `inspect: body` holds; more is answered 413."
+        2**20, description="Most of a body that is inspected. A longer one goes by its head; 413 if only `model` tells."
     )
     header_timeout: PositiveDuration = Field(10.0, description="From the first byte to the end of the headers; 408.")
     body_timeout: PositiveDuration = Field(30.0, description="Longest silence within a request body; 408.")
