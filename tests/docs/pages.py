@@ -6,6 +6,7 @@ file. A `console` block is a session: `$ ` begins a command, `> ` goes on with i
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,14 @@ def pages() -> list[Path]:
     return sorted(DOCS.rglob("*.md"))
 
 
+def readmes() -> list[Path]:
+    """Pages that lie beside what they speak of."""
+    return [page for page in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))) if page.parent != DOCS]
+
+
 def name_of(page: Path) -> str:
-    return page.relative_to(DOCS).as_posix()
+    """Below docs/; `../README.md` for others."""
+    return Path(os.path.relpath(page, DOCS)).as_posix()
 
 
 def blocks(page: Path) -> list[Block]:
@@ -59,7 +66,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def all_blocks(language: str) -> list[Block]:
-    return [block for page in pages() for block in blocks(page) if block.language == language]
+    return [block for page in (*pages(), *readmes()) for block in blocks(page) if block.language == language]
 
 
 def commands(block: Block) -> list[Command]:

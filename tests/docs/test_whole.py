@@ -12,7 +12,7 @@ from unjam.core.model import Outcome, Reason
 from unjam.core.policies import POLICIES
 from unjam.wire.errors import REASONS
 
-from .pages import DOCS, ROOT, anchors, links, name_of, pages
+from .pages import DOCS, ROOT, anchors, links, name_of, pages, readmes
 
 SOURCE = ROOT / "src" / "unjam"
 
@@ -25,7 +25,7 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name_of(each) for each in pages()])
+@pytest.mark.parametrize("name", [name_of(each) for each in (*pages(), *readmes())])
 def test_links_lead_somewhere(name: str) -> None:
     here = DOCS / name
     for link in links(here):
