@@ -30,6 +30,9 @@ REPLAY = 65536
 #: Methods that may be sent again although an endpoint may have acted on them (RFC 9110 §9.2.2).
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 
+#: Seconds after sending within which the loss of a kept-alive connection means that the endpoint had closed it before.
+STALE = 1.0
+
 #: Bytes of an answer's end in which a provider's token usage is looked for.
 USAGE_TAIL = 4096
 
@@ -394,7 +397,8 @@ class Exchange(Request):
         assert lease is not None
         reused = connection is not None and connection.used
         idempotent = self.head.method in IDEMPOTENT or b"idempotency-key" in self.head.known
-        if idempotent and reused and self.replayable and lease.service.spec.retry.attempts:
+        stale = reused and monotonic() - self.sent_at < STALE
+        if idempotent and stale and self.replayable and lease.service.spec.retry.attempts:
             # The endpoint hung up an idle connection just as it was used: no failure of its own, and a fresh
             # connection can't end the same way.
             self.retries += 1
@@ -508,13 +512,13 @@ class Exchange(Request):
         """The client hung up, or is hung up on: the endpoint is told by its connection closing, the slot is free."""
         if self.state == ENDED:
             return
+        if self.state == TUNNELLING:
+            self._end(Outcome.OK, False)  # its last words are flushed to the endpoint
+            return
         self.withdraw()
-        if self.state != TUNNELLING:
-            self.status = status
-            self.reason = self.reason or "client_gone"
-            self._end(Outcome.CANCELLED, False)
-        else:
-            self._end(Outcome.OK, False)
+        self.status = status
+        self.reason = self.reason or "client_gone"
+        self._end(Outcome.CANCELLED, False)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -532,8 +536,11 @@ class Exchange(Request):
             self.upstream = None
             if reusable:
                 connection.release()
-            else:
+            elif self.body_done:
+                gateway.stats.upstream_discarded += 1
                 connection.close()
+            else:
+                connection.abort()  # it answered without reading on: what is written to it may never be read
         if self.events is not None:
             gateway.stats.held -= 1
         if was == TUNNELLING:

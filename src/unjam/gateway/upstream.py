@@ -26,6 +26,9 @@ IDLE, HEAD, LENGTH, CHUNKED, CLOSE, TUNNEL, DEAD = range(7)
 #: Bytes queued to an endpoint before its client is asked to wait.
 WRITE_HIGH = 65536
 
+#: Seconds that an endpoint may take to read the last of what was sent to it.
+FLUSH = 10.0
+
 #: Idle connections kept for one endpoint, and for how many seconds: less than the 60 s after which servers hang up.
 MAX_IDLE = 256
 IDLE_SECONDS = 45.0
@@ -176,6 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None:
+            self.upstream.gateway.stats.upstream_discarded += 1
             self.abort()  # bytes that nobody asked for: this connection can't be trusted again
             return
         mode = self.mode
@@ -256,7 +260,8 @@ class UpstreamConnection(asyncio.Protocol):
                 exchange.on_end(left == 0 and head.keep_alive, exchange.last)
         elif kind == "none":
             exchange.on_head(head, kind, b"")
-            exchange.on_end(not rest and head.keep_alive)
+            # An endpoint that announces a body here may send it, late, into somebody else's answer.
+            exchange.on_end(not rest and head.keep_alive and not head.length and not head.chunked)
         elif kind == "chunked":
             self.mode = CHUNKED
             if self.chunks is None:
@@ -294,21 +299,30 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self) -> None:
         """Back to the pool."""
         self.exchange = None
-        if self.transport.is_closing() or len(self.upstream.idle) >= MAX_IDLE or self.upstream.endpoint.draining:
+        upstream = self.upstream
+        endpoint = upstream.endpoint
+        if (
+            self.transport.is_closing()
+            or len(upstream.idle) >= MAX_IDLE
+            or endpoint.draining
+            or endpoint.shell is not upstream
+        ):
             self.close()
             return
         if self.paused:  # its client was behind when the last byte came
             self.resume_reading()
         self.mode = IDLE
         self.used = True
-        self.idle_since = self.upstream.gateway.now
-        self.upstream.idle.append(self)
+        self.idle_since = upstream.gateway.now
+        upstream.idle.append(self)
 
     def close(self) -> None:
-        """Flush, then close."""
+        """Flush for a few seconds at the most, then close."""
         self.exchange = None
         if self.mode != DEAD:
             self.mode = CLOSE
+            if self.transport.get_write_buffer_size():
+                self.upstream.gateway.loop.call_later(FLUSH, self.abort)
             self.transport.close()
 
     def abort(self) -> None:
