@@ -24,12 +24,16 @@ def never(now: float) -> float:
     return NEVER
 
 
+def unexpected(timed: object) -> None:
+    raise AssertionError("no look failed here")
+
+
 def test_a_time_out_comes_within_a_tick_and_once() -> None:
     wheel = Wheel(100.0)
     timed = Timed(never)
     wheel.at(timed, 101.0)
     for step in range(30):
-        wheel.turn(100.0 + step * TICK)
+        wheel.turn(100.0 + step * TICK, unexpected)
     assert len(timed.calls) == 1
     assert 101.0 <= timed.calls[0] <= 101.0 + 2 * TICK
     assert len(wheel) == 0
@@ -43,7 +47,7 @@ def test_only_an_earlier_look_is_entered_and_a_later_one_is_asked_for_then() -> 
     assert len(wheel) == 1
     wheel.at(timed, 1.0)
     for step in range(100):
-        wheel.turn(step * TICK)
+        wheel.turn(step * TICK, unexpected)
     assert len(timed.calls) == 2
     assert timed.calls[0] == pytest.approx(1.0, abs=2 * TICK)
     assert timed.calls[1] == pytest.approx(5.0, abs=2 * TICK)
@@ -54,7 +58,7 @@ def test_a_pause_of_the_process_loses_nothing() -> None:
     many = [Timed(never) for _ in range(50)]
     for number, timed in enumerate(many):
         wheel.at(timed, 1.0 + number)
-    wheel.turn(3600.0)
+    wheel.turn(3600.0, unexpected)
     assert [len(timed.calls) for timed in many] == [1] * 50
 
 
@@ -67,8 +71,15 @@ def test_one_that_fails_does_not_take_the_others_with_it() -> None:
     for timed in many[:3]:
         wheel.at(timed, 1.0)
     wheel.at(many[3], 1.5)
-    with pytest.raises(ZeroDivisionError):
-        wheel.turn(2.0)
-    wheel.turn(2.0 + TICK)
-    wheel.turn(2.0 + 2 * TICK)
+    faults: list[Timed] = []
+    wheel.turn(2.0, faults.append)
+    assert faults == [many[1]]
     assert [len(timed.calls) for timed in many] == [1, 1, 1, 1]
+
+
+def test_a_time_beyond_all_reason_is_as_good_as_never() -> None:
+    wheel = Wheel(0.0)
+    timed = Timed(never)
+    wheel.at(timed, 1e308)
+    wheel.turn(1e6, unexpected)
+    assert timed.calls == []

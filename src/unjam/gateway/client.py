@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from unjam.gateway import limits, respond
 from unjam.gateway.exchange import Exchange
 from unjam.gateway.states import INSPECTING
-from unjam.gateway.timers import NEVER
+from unjam.gateway.timers import NEVER, TICK
 from unjam.wire import sse
 from unjam.wire.errors import Malformed
 from unjam.wire.http1 import ChunkedReader, RequestHead, RequestReader
@@ -43,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
         "_forwarded_for",
         "_trusted",
         "chunks",
+        "close_by",
         "cut",
         "discard_left",
         "due",
@@ -87,6 +88,8 @@ class ClientConnection(asyncio.Protocol):
         self.head_since = 0.0
         self.last_read = 0.0
         self.discard_left = 0
+        #: When a connection that is being closed is given up on.
+        self.close_by = 0.0
         #: The answer under way has a length or chunks: one that breaks off can be told from one that ended.
         self.framed = True
         self.due = NEVER
@@ -150,6 +153,10 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.client_gone()
             self.exchange = None
+        # The wheel may hold it for a while yet: let go of what takes memory.
+        self.reader.forget()
+        self.chunks = None
+        self.inbox = self._forwarded = b""
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -179,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
             while data:
                 head = reader.feed(data)
                 if head is None:
-                    if not self.head_since:
+                    if not self.head_since and reader.pending:  # not for an empty line that strayed in
                         self.head_since = monotonic()
                         self.look(self.head_since + self.gateway.settings.header_timeout)
                     break
@@ -193,6 +200,8 @@ class ClientConnection(asyncio.Protocol):
                 self.inbox = b""
         except Malformed as error:
             self._reject(error)
+        except Exception:  # noqa: BLE001 - this may run inside the end of another exchange, or the tick: it stays here
+            self.gateway.fault(self)
         finally:
             self.pumping = False
 
@@ -339,10 +348,14 @@ class ClientConnection(asyncio.Protocol):
         elif not body_done:
             self.discard_left = DISCARD  # `_body` throws away what belongs to no exchange
             self.resume_reading()
+            self.last_read = monotonic()
+            self.look(self.last_read + self.gateway.settings.body_timeout)
         elif self.write_paused:
             self.mode = AHEAD  # it reads slower than it asks: the next request waits until this answer has gone
+            self.last_read = self.gateway.now
         else:
             self.mode = HEADS
+            self.last_read = self.gateway.now
             if self.read_paused:
                 self.resume_reading()
             if not self.pumping:
@@ -351,7 +364,6 @@ class ClientConnection(asyncio.Protocol):
                     self.inbox = b""
                     self._pump(inbox)
                 else:
-                    self.last_read = self.gateway.now
                     due = self.last_read + self.gateway.settings.keepalive
                     if due < self.due:
                         self.gateway.wheel.at(self, due)
@@ -367,22 +379,34 @@ class ClientConnection(asyncio.Protocol):
             self.resume_reading()
             if self.transport.can_write_eof():
                 self.transport.write_eof()
-            self.look(monotonic() + LINGER)
+            self._gone_by(LINGER)
         else:
             self.mode = CLOSED
             self.transport.close()
-            self.look(monotonic() + self.gateway.settings.stall_timeout)
+            self._gone_by(self.gateway.settings.stall_timeout)
+
+    def _gone_by(self, seconds: float) -> None:
+        """What is written may take this long to be read; then the connection is aborted."""
+        self.close_by = monotonic() + seconds
+        self.look(self.close_by)
 
     def _close_cut(self) -> None:
         """End so that the client can tell: flush what was relayed, then close. A chunked body lacks its last chunk and
-        one with a length is short; one that ends with the connection (HTTP/1.0) ends with a reset."""
-        if not self.framed:
-            sock = self.transport.get_extra_info("socket")
-            if sock is not None and sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one with a length is short; one that ends with the connection (HTTP/1.0) ends with a reset, and under TLS
+        without the close_notify of a clean end."""
         self.mode = CLOSED
-        self.transport.close()
-        self.look(monotonic() + self.gateway.settings.stall_timeout)
+        if self.framed:
+            self.transport.close()
+            self._gone_by(self.gateway.settings.stall_timeout)
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self.secure:
+            self._gone_by(TICK)  # a moment for what is written, then an abort
+        else:
+            self.transport.close()
+            self._gone_by(self.gateway.settings.stall_timeout)
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -393,6 +417,8 @@ class ClientConnection(asyncio.Protocol):
         if mode == GONE:
             return NEVER
         if mode in (CLOSED, DISCARDING):
+            if now < self.close_by:
+                return self.close_by
             self.transport.abort()
             return NEVER
         if self.write_paused and now - self.stalled_since >= settings.stall_timeout:

@@ -7,7 +7,6 @@ a size class of the body. So `/agents/auditor/docs/81723/page/4` and `/…/docs/
 from __future__ import annotations
 
 import re
-from math import isfinite
 
 #: Path segments that name one thing among many: numbers, UUIDs, long hex or base64-like tokens with a digit in them.
 _IDENTIFIER = re.compile(r"\d+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{13,}|(?=[^/]*\d)[A-Za-z0-9_\-]{20,}")
@@ -44,6 +43,10 @@ HINTS = frozenset(
 )
 
 
+#: The longest time that a caller may speak of, seconds.
+YEAR = 366 * 86400.0
+
+
 class BadHint(Exception):
     """A header of ours that says nothing we understand; the message names it."""
 
@@ -54,8 +57,8 @@ def seconds(name: str, value: bytes) -> float:
         number = float(value)
     except ValueError:
         number = -1.0
-    if not isfinite(number) or number <= 0:
-        raise BadHint(f"{name} must be a positive number of seconds, such as 90 or 0.5")
+    if not 0 < number <= YEAR:
+        raise BadHint(f"{name} must be a positive number of seconds, such as 90 or 0.5, and at most a year")
     return number
 
 
@@ -85,7 +88,7 @@ def client_timeout(known: dict[bytes, bytes]) -> float | None:
                 number = float(value) * unit
             except ValueError:
                 continue
-            if isfinite(number) and number > 0:
+            if 0 < number <= YEAR:
                 return number
     return None
 

@@ -143,8 +143,9 @@ class Gateway:
             figures = _TOTAL_TOKENS(tail)
             if figures:
                 tokens = int(figures[-1])
-        for ready in self.balancer.finish(lease, outcome, now, tokens=tokens, connect_failed=connect_failed):
-            ready.request.dispatch(ready, now)  # type: ignore[attr-defined]
+        waiting = self.balancer.finish(lease, outcome, now, tokens=tokens, connect_failed=connect_failed)
+        if waiting:
+            self.carry_out(waiting, now)
 
     # -- parts of routing ------------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Gateway:
         answered here, as no service takes it or its key may not call the one that does."""
         try:
             body = _decode_body(b"".join(exchange.body))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body = _Body()  # not JSON, or cut: routed by its head; the endpoint is the one to judge its body
         head = exchange.head
         if self.router.by_model:
@@ -241,6 +242,8 @@ class Gateway:
             ready, why = self.ready()
             if not ready:
                 status, word = 503, why.encode() + b"\n"
+        if head.has_body:
+            client.keep_alive = client.can_discard(head, 0)
         answer = respond.text(status, word, close=not client.keep_alive)
         client.transport.write(answer[: -len(word)] if head.method == "HEAD" else answer)
 
@@ -352,7 +355,7 @@ class Gateway:
         """Every 100 ms: expiries, promotions, time-outs, logs."""
         now = self.now = monotonic()
         self.carry_out(self.balancer.tick(now), now)
-        self.wheel.turn(now)
+        self.wheel.turn(now, self.fault)
         self.access_log.flush()
         self.rejections.tick()
         logs.flush()
@@ -361,10 +364,19 @@ class Gateway:
         """Do what the core decided outside of an offer: dispatch who waited, refuse who waited too long."""
         for decision in decisions:
             exchange = decision.request
-            if type(decision) is Refusal:
-                exchange.refuse(decision)
-            else:
-                exchange.dispatch(decision, now)
+            try:
+                if type(decision) is Refusal:
+                    exchange.refuse(decision)
+                else:
+                    exchange.dispatch(decision, now)
+            except Exception:  # noqa: BLE001 - a fault in one exchange must not strand the others decided on with it
+                self.fault(exchange.client)
+
+    def fault(self, client: ClientConnection) -> None:
+        """Something in us failed while it served this client: say so with the traceback, and end that client's
+        connection, which gives back whatever its exchange held. Called in an `except` block."""
+        self.log.exception("fault", client=client.peer)
+        client.transport.abort()
 
     def full(self) -> str:
         """Why no further connection can be taken; empty when it can."""

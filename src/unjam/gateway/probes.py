@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from random import Random
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from unjam.core.spec import HealthSpec
@@ -116,7 +117,7 @@ async def check(upstream: Upstream, spec: HealthSpec) -> str:
             status = await probe.done
     except TimeoutError:
         return f"no answer within {spec.timeout:g} s"
-    except (OSError, ssl.SSLError, Malformed) as error:
+    except (OSError, ssl.SSLError, ValueError, Malformed) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         probe.give_up()
@@ -145,7 +146,7 @@ class Watch:
     async def _run(self) -> None:
         spec = self._spec
         endpoint = self.upstream.endpoint
-        healthy, run = True, 0
+        healthy, run = endpoint.healthy, 0
         await asyncio.sleep(self._rng.random() * min(1.0, spec.interval))  # not all endpoints in one instant
         while True:
             problem = await check(self.upstream, spec)
@@ -154,6 +155,6 @@ class Watch:
             if run >= (spec.unhealthy_after if healthy else spec.healthy_after):
                 healthy, run = good, 0
                 self._gateway.log.info("health", endpoint=endpoint.name, healthy=healthy, why=problem or "checks pass")
-                now = self._gateway.loop.time()
+                now = monotonic()
                 self._gateway.carry_out(self._gateway.balancer.set_health(endpoint, healthy, now), now)
             await asyncio.sleep(spec.interval * (0.9 + 0.2 * self._rng.random()))

@@ -7,12 +7,16 @@ cancelled. Resolution: one `TICK`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 #: Seconds between turns of the wheel, and how late a time-out may be.
 TICK = 0.1
 
 NEVER = float("inf")
+
+#: As good as never, but a number that fits an index: a thousand years.
+FAR = 3e10
 
 
 class Timed(Protocol):
@@ -39,36 +43,34 @@ class Wheel:
             self._enter(timed, when)
 
     def _enter(self, timed: Timed, when: float) -> None:
-        index = max(int(when / TICK) + 1, self._turned + 1)
+        index = max(int(min(when, FAR) / TICK) + 1, self._turned + 1)
         bucket = self._buckets.get(index)
         if bucket is None:
             self._buckets[index] = [timed]
         else:
             bucket.append(timed)
 
-    def turn(self, now: float) -> None:
-        """Look at everything due by `now`."""
+    def turn(self, now: float, on_fault: Callable[[Any], None]) -> None:
+        """Look at everything due by `now`. `on_fault` is called in the `except` block of a look that failed."""
         last = int(now / TICK)
         if last - self._turned > len(self._buckets):
             indices = sorted(index for index in self._buckets if index <= last)
         else:
             indices = list(range(self._turned + 1, last + 1))
         self._turned = last
-        overdue = [timed for index in indices for timed in self._buckets.pop(index, ())]
-        overdue.reverse()
-        try:
-            while overdue:
-                timed = overdue.pop()
+        for index in indices:
+            for timed in self._buckets.pop(index, ()):
                 if timed.due > now:
                     continue  # looked at since, by an earlier entry; its next one is elsewhere
                 timed.due = NEVER
-                when = timed.on_timer(now)
+                try:
+                    when = timed.on_timer(now)
+                except Exception:  # noqa: BLE001 - one that failed must not take the time-outs of the others with it
+                    on_fault(timed)
+                    continue
                 if when < timed.due:
                     timed.due = when
                     self._enter(timed, when)
-        finally:
-            if overdue:  # one failed: it must not take the time-outs of the others with it
-                self._buckets.setdefault(last + 1, []).extend(overdue)
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from unjam.wire.errors import Malformed
-from unjam.wire.lines import BOTH, KNOWN, LENGTH, PLAIN, LineTable
+from unjam.wire.lines import BOTH, EXPECT, KNOWN, LENGTH, PLAIN, LineTable
 
 #: Lines that may differ between two heads of one shape, and how many bytes of head are worth comparing.
 MOST_VARYING = 6
@@ -117,6 +117,8 @@ def learn(table: LineTable, start: bytes, before: Head, head: Head, old: Shape |
     if len(changed) > MOST_VARYING:
         return None
     entries = [table.entry(line) for line in lines]
+    if any(entry[0] == EXPECT for entry in entries):
+        return None  # what it asks for depends on the length
     names = [entry[2] for entry in entries]
     indices = sorted(changed)
     places = []
