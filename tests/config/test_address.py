@@ -45,6 +45,7 @@ def test_listen(text: str, address: Address, loopback: bool) -> None:
         ("a b:80", "127.0.0.1:8080"),
         ("unix:run.sock", "unix:/run/agent.sock"),
         ("unix:/" + "x" * 200, "shorter"),
+        ("unix:/run/a\r\nb", "unix:/run/agent.sock"),
     ],
 )
 def test_where_nothing_can_listen(text: str, fix: str) -> None:
@@ -89,6 +90,10 @@ def test_endpoint_urls(text: str, target: Target, url: str) -> None:
         ("http://h\r\nx: y", "no"),
         ("http://fd00::1", "brackets"),
         ("unix:", "absolute path"),
+        ("unix:/run/a\r\nx: y", "control character"),
+        ("unix:/run/a\nb", "control character"),
+        ("unix:/run/a\x00b", "control character"),
+        ("unix:/run/a\x7fb", "control character"),
     ],
 )
 def test_what_is_no_endpoint(text: str, message: str) -> None:

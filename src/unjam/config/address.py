@@ -178,6 +178,9 @@ def _socket_path(text: str) -> str:
         path = "/" + path.lstrip("/")
     if not path.startswith("/") or len(path) < 2:
         raise BadValue(f"{shown(text)} has no absolute path", "Write unix:/run/agent.sock.")
+    if not path.isprintable():
+        # It becomes part of a header of answers, and of log lines.
+        raise BadValue(f"{shown(text)} has a control character in its path", "Write unix:/run/agent.sock.")
     # sun_path holds 108 bytes with its final NUL.
     if len(path.encode()) > 107:
         raise BadValue("the path of the Unix socket is longer than 107 bytes", "Use a shorter path.")
