@@ -2,7 +2,8 @@
 
 SIGTERM and SIGINT drain: nothing new is accepted, what runs is finished, within `drain_timeout`; a second one stops
 at once.
-SIGHUP reloads the configuration and the certificates; a configuration that is refused leaves the old one in force.
+SIGHUP reloads the configuration and the certificates; a configuration that is refused leaves the old one in force, and
+every listener as it was.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,21 +43,32 @@ from unjam.telemetry.accesslog import AccessLog
 
 BACKLOG = 4096
 
+#: Seconds that a TLS client has to answer our farewell: one that keeps its connection without reading must not hold up
+#: a drain.
+TLS_FAREWELL = 2.0
+
+#: The path of a Unix socket is ours to remove: when a listener is replaced on the same socket the path has to stay.
+_KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+
 
 @dataclass(slots=True)
 class Listener:
     """One address being listened on."""
 
     spec: Listen
-    server: asyncio.Server
+    #: One, or one for each address that a host name stands for.
+    servers: list[asyncio.Server]
     tls: ssl.SSLContext | None
+    #: The port bound, which the system chose when the configuration said 0; 0 for a Unix socket.
+    port: int
 
-    @property
-    def port(self) -> int:
-        """The port bound, which the system chose when the configuration said 0; 0 for a Unix socket."""
-        if self.spec.path is not None:
-            return 0
-        return int(self.server.sockets[0].getsockname()[1])
+    def close(self, unlink: bool = True) -> None:
+        """Accept nothing more. The path of a Unix socket goes too, now: later it may be another gateway's."""
+        servers, self.servers = self.servers, []
+        for server in servers:
+            server.close()
+        if servers and unlink and self.spec.path is not None:
+            _unlink(self.spec.path)
 
 
 class Server:
@@ -74,6 +87,7 @@ class Server:
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
+        self._reloading = asyncio.Lock()
         self.stopped = asyncio.Event()
 
     # -- start -----------------------------------------------------------------------------------------------------
@@ -85,8 +99,8 @@ class Server:
         gateway.descriptor_cap = int(limit * descriptors.SHARE) - 32
         gateway.log.info("descriptors", soft_before=before, limit=limit, for_connections=gateway.descriptor_cap)
         gateway.access_log = self._open_access_log(self.config)
-        self._apply(self.config)
-        await self._listen(self.config)
+        self._apply(self.config, _endpoint_contexts(self.config))
+        self._swap(self.config, await self._listen(self.config))
         if self.config.admin is not None:
             admin = self.config.admin
             app = create_app(
@@ -110,64 +124,100 @@ class Server:
             on_trouble=logs.trouble("access_log"),
         )
 
-    async def _listen(self, config: Config) -> None:
-        """Open what is new, renew the certificates of what stays, close what is gone."""
-        wanted = {str(listen.address): listen for listen in config.listen}
-        renewed: list[tuple[ssl.SSLContext, Listen]] = []
-        opened: dict[str, Listener] = {}
+    async def _listen(self, config: Config) -> dict[str, Listener]:
+        """What `config` asks for and is not listened on like that, made ready beside what is in force. Raises OSError,
+        ssl.SSLError; then nothing is left of it."""
+        contexts = {
+            str(listen.address): _server_tls(listen.cert, listen.key)
+            for listen in config.listen
+            if listen.cert is not None
+        }
+        ready: dict[str, Listener] = {}
         try:
-            for address, listen in wanted.items():
-                listener = self.listeners.get(address)
-                if listener is not None and (listener.tls is None) == (listen.cert is None):
-                    if listener.tls is not None:
-                        _server_tls(str(listen.cert), listen.key)  # what doesn't load must not break the one in use
-                        renewed.append((listener.tls, listen))
-                    continue
-                if listener is not None:
-                    listener.server.close()
-                opened[address] = await self._bind(listen)
-        except (OSError, ssl.SSLError):
-            for listener in opened.values():
-                listener.server.close()
+            for listen in config.listen:
+                address = str(listen.address)
+                if address not in self.listeners:
+                    ready[address] = await self._bind(listen, contexts.get(address))
+            # Then those that exist: the same socket, so that nothing has to be free and no client is turned away.
+            for listen in config.listen:
+                address = str(listen.address)
+                current = self.listeners.get(address)
+                tls = contexts.get(address)
+                if current is not None and (current.tls is not None or tls is not None):
+                    ready[address] = await self._bind_again(current, listen, tls)
+        except BaseException:
+            self._discard(ready)
             raise
-        for tls, listen in renewed:
-            tls.load_cert_chain(str(listen.cert), listen.key)
-        self.listeners.update(opened)
-        for address in [address for address in self.listeners if address not in wanted]:
-            self.listeners.pop(address).server.close()
+        return ready
 
-    async def _bind(self, listen: Listen) -> Listener:
+    def _discard(self, ready: dict[str, Listener]) -> None:
+        """Close what was made ready in vain."""
+        for address, listener in ready.items():
+            listener.close(unlink=address not in self.listeners)
+
+    def _swap(self, config: Config, ready: dict[str, Listener]) -> None:
+        """Put in force what `_listen` made ready; close what it replaces and what is gone."""
+        wanted = {str(listen.address) for listen in config.listen}
+        for address in [address for address in self.listeners if address not in wanted]:
+            self.listeners.pop(address).close()
+        for address, listener in ready.items():
+            replaced = self.listeners.get(address)
+            if replaced is not None:
+                replaced.close(unlink=False)
+            self.listeners[address] = listener
+            if replaced is None or (replaced.tls is None) != (listener.tls is None):
+                self.gateway.log.info("listening", address=address, port=listener.port, tls=listener.tls is not None)
+
+    async def _bind(self, listen: Listen, tls: ssl.SSLContext | None) -> Listener:
+        """Listen where nothing of ours does."""
+        accept, options = self._accepting(tls)
+        if listen.path is not None:
+            await _clear(listen.path)
+            server = await self.loop.create_unix_server(accept, listen.path, **options, **_KEEP_PATH)
+            return Listener(listen, [server], tls, 0)
+        server = await self.loop.create_server(accept, listen.host, listen.port, **options)
+        return Listener(listen, [server], tls, int(server.sockets[0].getsockname()[1]))
+
+    async def _bind_again(self, current: Listener, listen: Listen, tls: ssl.SSLContext | None) -> Listener:
+        """Listen on the very sockets of `current`, with other TLS. A context of its own even for a renewed certificate:
+        one that has loaded two of different kinds serves either."""
+        accept, options = self._accepting(tls)
+        again = Listener(listen, [], tls, current.port)
+        try:
+            for server in current.servers:
+                for bound in server.sockets:
+                    shared = socket.fromfd(bound.fileno(), bound.family, bound.type)
+                    if listen.path is not None:
+                        created = await self.loop.create_unix_server(accept, sock=shared, **options, **_KEEP_PATH)
+                    else:
+                        created = await self.loop.create_server(accept, sock=shared, **options)
+                    again.servers.append(created)
+        except BaseException:
+            again.close(unlink=False)
+            raise
+        return again
+
+    def _accepting(self, tls: ssl.SSLContext | None) -> tuple[Callable[[], ClientConnection], dict[str, Any]]:
+        """What the loop is to do with connections, and how."""
         gateway = self.gateway
-        tls = None
-        if listen.cert is not None:
-            tls = _server_tls(listen.cert, listen.key)
         secure = tls is not None
-        patience = gateway.settings.header_timeout if secure else None
 
         def accept() -> ClientConnection:
             return ClientConnection(gateway, secure)
 
-        server: asyncio.Server
-        if listen.path is not None:
-            await _clear(listen.path)
-            server = await self.loop.create_unix_server(
-                accept, listen.path, ssl=tls, ssl_handshake_timeout=patience, backlog=BACKLOG
+        options: dict[str, Any] = {"backlog": BACKLOG}
+        if secure:
+            options.update(
+                ssl=tls, ssl_handshake_timeout=gateway.settings.header_timeout, ssl_shutdown_timeout=TLS_FAREWELL
             )
-        else:
-            server = await self.loop.create_server(
-                accept, listen.host, listen.port, ssl=tls, ssl_handshake_timeout=patience, backlog=BACKLOG
-            )
-        listener = Listener(listen, server, tls)
-        gateway.log.info("listening", address=str(listen.address), port=listener.port, tls=secure)
-        return listener
+        return accept, options
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
-    def _apply(self, config: Config) -> None:
-        """Put a configuration in force: atomically, between two requests."""
+    def _apply(self, config: Config, contexts: dict[tuple[bool, str | None], ssl.SSLContext]) -> None:
+        """Put a configuration in force: atomically, between two requests. Raises ValueError; then nothing changes."""
         gateway = self.gateway
         topology = config.topology()
-        contexts = _endpoint_contexts(config)
         now = monotonic()
         applied = gateway.balancer.apply(topology, now)
         gateway.settings = Settings.of(config)
@@ -178,14 +228,19 @@ class Server:
             if watch is not None:
                 watch.stop()
             self._upstreams.pop(endpoint).close()
+        unwatched = []
         for service in gateway.balancer.services.values():
             for version in service.versions:
                 for pool in version.pools:
                     for endpoint in pool.endpoints:
                         self._equip(config, service.name, version.name, endpoint, service.spec.health, contexts)
+                        if service.spec.health is None and not endpoint.healthy:
+                            unwatched.append(endpoint)
         self.config = config
-        for refusal in applied.refused_tickets:
-            refusal.request.refuse(refusal)  # type: ignore[attr-defined]
+        # Only now that all are equipped: what waits may be sent to any of them.
+        gateway.carry_out(applied.refused_tickets, now)
+        for endpoint in unwatched:  # nobody checks any more, so nobody would ever find it well again
+            gateway.carry_out(gateway.balancer.set_health(endpoint, True, now), now)
 
     def _equip(
         self,
@@ -194,21 +249,24 @@ class Server:
         version: str,
         endpoint: Any,
         health: Any,
-        contexts: dict[Any, ssl.SSLContext],
+        contexts: dict[tuple[bool, str | None], ssl.SSLContext],
     ) -> None:
-        """Give an endpoint its upstream and its health checks."""
-        tls = server_name = None
+        """Give an endpoint its upstream and its health checks. `self.config`: what was in force until now."""
+        tls = server_name = spec = None
         if endpoint.url.startswith("https:"):
             spec = config.endpoint_tls(service, version, endpoint.url)
             server_name = spec.server_name
             tls = contexts[spec.verify, spec.ca]
         upstream = self._upstreams.get(endpoint)
-        if upstream is None:
-            upstream = self._upstreams[endpoint] = Upstream(self.gateway, endpoint, tls, server_name)
-            endpoint.shell = upstream
+        if upstream is not None:
+            if tls is not None and spec != self.config.endpoint_tls(service, version, endpoint.url):
+                upstream.close()  # made with what was trusted then
+        elif isinstance(endpoint.shell, Upstream):  # removed, and back before its last request had ended
+            upstream = self._upstreams[endpoint] = endpoint.shell
         else:
-            upstream.tls = tls
-            upstream.server_name = server_name or upstream.host
+            upstream = endpoint.shell = self._upstreams[endpoint] = Upstream(self.gateway, endpoint, tls, server_name)
+        upstream.tls = tls
+        upstream.server_name = server_name or upstream.host
         watch = self._watches.get(endpoint)
         if watch is not None and watch.spec != health:
             watch.stop()
@@ -219,14 +277,25 @@ class Server:
 
     async def reload(self) -> list[str]:
         """Read the configuration again. Returns what was wrong; then the old one stays in force."""
-        gateway = self.gateway
         if self._reload_config is None:
             return ["there is no configuration file to reload: this gateway was started with --to"]
+        async with self._reloading:  # one at a time: what was read last is what stays
+            return await self._reload(self._reload_config)
+
+    async def _reload(self, read: Callable[[], Config]) -> list[str]:
+        gateway = self.gateway
         try:
-            config = self._reload_config()
-            _endpoint_contexts(config)  # what can't be put in force is refused before anything is changed
-            await self._listen(config)
-            self._apply(config)
+            config = read()
+            contexts = _endpoint_contexts(config)  # what can't be put in force is refused before anything is changed
+            ready = await self._listen(config)
+            try:
+                if gateway.draining:
+                    raise ValueError("the gateway is stopping")
+                self._apply(config, contexts)
+            except BaseException:
+                self._discard(ready)
+                raise
+            self._swap(config, ready)
         except ConfigError as error:
             problems = list(error.lines())
         except (OSError, ssl.SSLError, ValueError) as error:
@@ -261,7 +330,7 @@ class Server:
             return
         gateway.draining = True
         for listener in self.listeners.values():
-            listener.server.close()
+            listener.close()
         deadline = monotonic() + gateway.settings.drain_timeout
         gateway.log.info("draining", connections=len(gateway.clients), leases=gateway.balancer.leases)
         for client in list(gateway.clients):
@@ -276,9 +345,7 @@ class Server:
         gateway = self.gateway
         gateway.draining = True
         for listener in self.listeners.values():
-            listener.server.close()
-            if listener.spec.path is not None:
-                _unlink(listener.spec.path)
+            listener.close()
         for client in list(gateway.clients):
             client.transport.abort()
         for watch in self._watches.values():
