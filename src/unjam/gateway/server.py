@@ -258,17 +258,21 @@ class Server:
             server_name = spec.server_name
             tls = contexts[spec.verify, spec.ca]
         upstream = self._upstreams.get(endpoint)
-        if upstream is not None:
-            if tls is not None and spec != self.config.endpoint_tls(service, version, endpoint.url):
-                upstream.close()  # made with what was trusted then
-        elif isinstance(endpoint.shell, Upstream):  # removed, and back before its last request had ended
-            upstream = self._upstreams[endpoint] = endpoint.shell
-        else:
-            upstream = endpoint.shell = self._upstreams[endpoint] = Upstream(self.gateway, endpoint, tls, server_name)
+        if upstream is None and tls is None and isinstance(endpoint.shell, Upstream):
+            upstream = endpoint.shell  # removed, and back before its last request had ended
+        elif (
+            upstream is not None
+            and tls is not None
+            and spec != self.config.endpoint_tls(service, version, endpoint.url)
+        ):
+            upstream.close()  # its connections were made with what was trusted then; busy ones end with their requests
+            upstream = None
+        if upstream is None:
+            upstream = endpoint.shell = Upstream(self.gateway, endpoint, tls, server_name)
+        self._upstreams[endpoint] = upstream
         upstream.tls = tls
-        upstream.server_name = server_name or upstream.host
         watch = self._watches.get(endpoint)
-        if watch is not None and watch.spec != health:
+        if watch is not None and (watch.spec != health or watch.upstream is not upstream):
             watch.stop()
             del self._watches[endpoint]
             watch = None
