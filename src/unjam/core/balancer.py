@@ -247,6 +247,12 @@ class Balancer:
                 now=now,
             )
 
+    def ejections(self) -> list[tuple[Endpoint, float]]:
+        """Endpoints ejected since this was last asked (at most the latest 1,000), and for how many seconds."""
+        news = list(self._health.ejections)
+        self._health.ejections.clear()
+        return news
+
     def snapshot(self, now: float) -> dict[str, Any]:
         """Everything an operator may ask about, as JSON values."""
         return snapshot(self, now)

@@ -8,6 +8,7 @@ then endpoints that were only ejected are used, since refusing what may succeed 
 
 from __future__ import annotations
 
+from collections import deque
 from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -25,18 +26,22 @@ CONNECT_FAILURES: Final = 2
 FORGIVEN_AFTER: Final = 6.0
 #: Endpoints whose capacity changes with time that are worked out anew per tick, in turn.
 REFRESHED: Final = 1000
+#: Ejections kept until somebody asks.
+REMEMBERED: Final = 1000
 
 
 class Health:
     """The books of one balancer. What changes is recorded in the endpoints, their versions and pools."""
 
-    __slots__ = ("_ends", "_restless", "_serial")
+    __slots__ = ("_ends", "_restless", "_serial", "ejections")
 
     def __init__(self) -> None:
         #: Endpoints that warm up, carry a handicap, or have a report that ages.
         self._restless: dict[Endpoint, None] = {}
         self._ends: list[tuple[float, int, Endpoint]] = []
         self._serial = 0
+        #: Endpoints ejected lately and for how many seconds, for whoever tells the operator.
+        self.ejections: deque[tuple[Endpoint, float]] = deque(maxlen=REMEMBERED)
 
     def joined(self, endpoint: Endpoint, now: float, warm_up: bool) -> None:
         """A new endpoint, in its pool and its version's books."""
@@ -86,7 +91,9 @@ class Health:
             quiet = now - endpoint.ejection_ended
             forgiven = int(quiet / (FORGIVEN_AFTER * spec.base)) if spec.base > 0.0 else endpoint.ejections
             endpoint.ejections = max(0, endpoint.ejections - forgiven) + 1
-            endpoint.ejected_until = now + ejection_seconds(spec, endpoint.ejections)
+            seconds = ejection_seconds(spec, endpoint.ejections)
+            endpoint.ejected_until = now + seconds
+            self.ejections.append((endpoint, seconds))
             self._serial += 1
             heappush(self._ends, (endpoint.ejected_until, self._serial, endpoint))
         self.changed(endpoint, now)

@@ -105,7 +105,7 @@ class HealthSpec:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """Requests with the same value of `header` (or `cookie`) meet the same endpoint for `ttl` seconds after the last."""
+    """Requests with the same `header` (or `cookie`) meet the same endpoint for `ttl` seconds after the last one."""
 
     header: str | None = None
     cookie: str | None = None

@@ -309,7 +309,7 @@ class Gateway:
         started = exchange.arrived
         self.access_log.write(
             exchange.request_id.decode("ascii"),
-            exchange.client.peer,
+            self.settings.trusted.client(exchange.client.peer, head),
             exchange.tenant or None,
             head.method,
             head.path,

@@ -34,6 +34,7 @@ from unjam.gateway import descriptors
 from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
 from unjam.gateway.gateway import Gateway
+from unjam.gateway.news import News
 from unjam.gateway.probes import Watch
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import TICK
@@ -87,6 +88,7 @@ class Server:
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
+        self._news = News(self.gateway.balancer, self.gateway.log)
         self._reloading = asyncio.Lock()
         self.stopped = asyncio.Event()
 
@@ -323,6 +325,7 @@ class Server:
         self.gateway.tick()
         self._ticks += 1
         if self._ticks % 10 == 0:
+            self._news.tell()
             for upstream in self._upstreams.values():
                 if upstream.idle:
                     upstream.expire(self.gateway.now)
