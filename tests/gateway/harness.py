@@ -177,6 +177,13 @@ class Agent:
                 return None
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody announces."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
 async def until_gone(call: Call) -> None:
     """A behaviour that never answers; it ends when the peer hangs up."""
     while await call.reader.read(65536):
