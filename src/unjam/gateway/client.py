@@ -299,12 +299,23 @@ class ClientConnection(asyncio.Protocol):
         if enough and self.gateway.inspected(exchange, done):
             exchange.offer(monotonic())
 
-    def exchange_ended(self) -> None:
-        """The exchange is settled; what it had to say is written."""
-        exchange = self.exchange
+    def exchange_ended(self, body_done: bool) -> None:
+        """The exchange is settled; what it had to say is written. `body_done`: its request has been read whole."""
+        if self.exchange is None or self.mode >= CLOSED:
+            self.exchange = None
+            return
         self.exchange = None
-        if self.mode < CLOSED and exchange is not None:
-            self._after_answer(exchange.body_done)
+        if (
+            self.mode == AHEAD
+            and self.keep_alive
+            and not (self.inbox or self.pumping or self.cut or self.write_paused or self.read_paused)
+        ):  # nearly always: wait for the next request
+            self.mode = HEADS
+            self.last_read = now = self.gateway.now
+            if now + self.gateway.settings.keepalive < self.due:
+                self.gateway.wheel.at(self, now + self.gateway.settings.keepalive)
+        else:
+            self._after_answer(body_done)
 
     def _reject(self, error: Malformed) -> None:
         """Answer what can't be understood or isn't allowed, once, and close: nothing after it is parsed."""
