@@ -306,6 +306,7 @@ class UpstreamConnection(asyncio.Protocol):
             or len(upstream.idle) >= MAX_IDLE
             or endpoint.draining
             or endpoint.shell is not upstream
+            or self.transport.get_write_buffer_size()  # it answered without reading on: so it may go on
         ):
             self.close()
             return
