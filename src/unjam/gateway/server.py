@@ -290,8 +290,12 @@ class Server:
 
     async def _reload(self, read: Callable[[], Config]) -> list[str]:
         gateway = self.gateway
+        before = self.config
+        access_log = None
         try:
             config = read()
+            if config.access_log != before.access_log:
+                access_log = self._open_access_log(config)
             contexts = _endpoint_contexts(config)  # what can't be put in force is refused before anything is changed
             ready = await self._listen(config)
             try:
@@ -307,12 +311,20 @@ class Server:
         except (OSError, ssl.SSLError, ValueError) as error:
             problems = [str(error)]
         else:
-            problem = gateway.access_log.reopen()
-            if problem:
-                gateway.log.warning("access_log", problem=problem)
+            if access_log is not None:
+                gateway.access_log.close()
+                gateway.access_log = access_log
+            else:
+                problem = gateway.access_log.reopen()
+                if problem:
+                    gateway.log.warning("access_log", problem=problem)
+            if config.admin != before.admin:
+                gateway.log.warning("restart_needed", what="a change of admin takes effect at the next start")
             gateway.stats.reloads_ok += 1
             gateway.log.info("reloaded", services=len(gateway.balancer.services))
             return []
+        if access_log is not None:
+            access_log.close()
         gateway.stats.reloads_failed += 1
         gateway.log.error("reload_refused", problems=problems, in_force="the old configuration")
         return problems
