@@ -118,7 +118,7 @@ def test_scripts_run_by_name_and_by_text(start: Any) -> None:
 
 
 def test_a_script_streams_its_output_while_it_runs(start: Any) -> None:
-    script = "import time\nprint('one')\ntime.sleep(0.5)\nprint('two')"
+    script = "import sys, time\nsys.stdout.write('one\\n')\ntime.sleep(0.5)\nsys.stdout.write('two\\n')"
     with httpx.stream("POST", f"{start('script_runner.py').url}/run", json={"script": script}, headers=SSE) as response:
         events = []
         for event, data in parse(response.iter_lines()):
