@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
@@ -86,28 +87,29 @@ async def test_the_last_words_of_a_tunnel_reach_the_endpoint() -> None:
     listener.bind(("127.0.0.1", 0))
     endpoint = await asyncio.start_server(serve, sock=listener, limit=2048)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with gateway(config=f"services: {{s: {{versions: {{v: {{endpoints: ['{url}']}}}}}}}}\n") as gw:
-        wire = await gw.connect()
-        await wire.send(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
-        assert (await wire.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-        client = next(iter(gw.gateway.clients))
-        assert client.exchange is not None
-        assert client.exchange.upstream is not None
-        transport = client.exchange.upstream.transport
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        await wire.send(words)
-        exchange = client.exchange
-        await until(lambda: exchange.bytes_in == len(words))
-        assert transport.get_write_buffer_size()
-        wire.close()
-        await until(lambda: not gw.gateway.clients)
-        go.set()
-        assert len(await asyncio.wait_for(heard, 5)) == len(words)
-        await until(lambda: not gw.gateway.descriptors)
-    endpoint.close()
+    config = f"services: {{s: {{versions: {{v: {{endpoints: ['{url}']}}}}}}}}\n"
+    with closing(endpoint):
+        async with gateway(config=config) as gw:
+            wire = await gw.connect()
+            await wire.send(
+                b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert (await wire.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            client = next(iter(gw.gateway.clients))
+            assert client.exchange is not None
+            assert client.exchange.upstream is not None
+            transport = client.exchange.upstream.transport
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await wire.send(words)
+            exchange = client.exchange
+            await until(lambda: exchange.bytes_in == len(words))
+            assert transport.get_write_buffer_size()
+            wire.close()
+            await until(lambda: not gw.gateway.clients)
+            go.set()
+            assert len(await asyncio.wait_for(heard, 5)) == len(words)
+            await until(lambda: not gw.gateway.descriptors)
 
 
 @pytest.mark.parametrize(("path", "status"), [("/s", 200), ("/healthz", 200), ("/nowhere", 404)])
