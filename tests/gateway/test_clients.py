@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import httpx
@@ -138,7 +137,6 @@ async def curl(*arguments: str) -> tuple[int, str]:
     return child.returncode or 0, said.decode("utf-8", "replace")
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 @in_loop
 async def test_curl_uploads_with_100_continue_and_sees_a_cut(tmp_path: Path) -> None:
     async def by_path(call: Call) -> None:
