@@ -301,20 +301,9 @@ class ClientConnection(asyncio.Protocol):
 
     def exchange_ended(self, body_done: bool) -> None:
         """The exchange is settled; what it had to say is written. `body_done`: its request has been read whole."""
-        if self.exchange is None or self.mode >= CLOSED:
-            self.exchange = None
-            return
+        exchange = self.exchange
         self.exchange = None
-        if (
-            self.mode == AHEAD
-            and self.keep_alive
-            and not (self.inbox or self.pumping or self.cut or self.write_paused or self.read_paused)
-        ):  # nearly always: wait for the next request
-            self.mode = HEADS
-            self.last_read = now = self.gateway.now
-            if now + self.gateway.settings.keepalive < self.due:
-                self.gateway.wheel.at(self, now + self.gateway.settings.keepalive)
-        else:
+        if exchange is not None and self.mode < CLOSED:
             self._after_answer(body_done)
 
     def _reject(self, error: Malformed) -> None:

@@ -15,7 +15,7 @@ from unjam.core.spec import Timeouts
 from unjam.gateway import heads, respond
 from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING
 from unjam.gateway.timers import NEVER
-from unjam.gateway.upstream import HEAD, IDLE, TUNNEL, Upstream, UpstreamConnection
+from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
 from unjam.wire import sse, websocket
 from unjam.wire.errors import Malformed
 
@@ -163,12 +163,7 @@ class Exchange(Request):
         if self.head.expect_continue:
             self.encourage()
         upstream: Upstream = lease.endpoint.shell
-        idle = upstream.idle
-        if idle and idle[-1].mode == IDLE:
-            connection: UpstreamConnection | None = idle.pop()
-            self.client.gateway.stats.upstream_reuses += 1
-        else:
-            connection = upstream.acquire()
+        connection = upstream.acquire()
         if connection is None:
             self.state = CONNECTING
             upstream.connect(self, self.timeouts().connect)
