@@ -42,7 +42,7 @@ def test_a_page_that_names_what_is_not_there_is_refused() -> None:
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 def test_examples_work(text: str) -> None:
     """Whole ones as they are; parts of one below the others they need."""
-    if text.startswith("fallback:"):
+    if text.startswith(("fallback:", "load:")):
         text = f"services:\n  auditor:\n    versions: {{v: {{endpoints: [http://h]}}}}\n    {text}" + BASIC
     elif not re.search(r"^services:", text, re.MULTILINE):
         text = f"{text}services:\n  auditor: {{versions: {{v: {{endpoints: [http://h]}}}}}}\n" + BASIC

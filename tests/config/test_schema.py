@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from unjam.config import Config, from_urls, load, parse
+from unjam.config import Config, ConfigError, from_urls, load, parse
 from unjam.config.address import Address
 from unjam.config.reference import every_key, models
 from unjam.config.schema import parse_state
@@ -178,11 +178,16 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
                 "v7",
                 (
                     spec.EndpointSpec("https://10.0.0.1:9000", 8.0, 16 * 2**30, 12, "us-east-1", 2.0),
+        load=spec.LoadSpec(
+            False,
+            spec.MetricsSpec("/metrics/engine", ("r",), ("w",), ("engine:cache",), ("s",), 5.0),
+            spec.AgentCheckSpec(9100, 3.0, "auditor"),
+        ),
                     spec.EndpointSpec("https://10.0.0.2:9000"),
                 ),
                 90.0,
             ),
-            spec.VersionSpec("v8", (spec.EndpointSpec("unix:/run/v8.sock"),), 10.0),
+            spec.VersionSpec("v8", (spec.EndpointSpec("http://10.0.0.3:9000"),), 10.0),
         ),
     )
     basic = topology.services["basic"]
@@ -201,6 +206,7 @@ def test_the_file_with_every_key_has_every_key() -> None:
     given = set(_keys_in(yaml.safe_load(text)))
     # `verify` and its kin are given once, at the version or at the endpoint.
     missing = {key.rpartition(".")[2] for key in every_key()} - given
+    assert topology.services["last"].versions[0].endpoints == (spec.EndpointSpec("unix:/run/last.sock"),)
     assert not missing
 
 
@@ -303,6 +309,38 @@ def test_python_numbers_are_seconds_and_bytes() -> None:
 @pytest.mark.parametrize(
     ("url", "kind", "path", "hosts", "tls"),
     [
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("off", spec.LoadSpec(headers=False)),
+        ("{headers: off}", spec.LoadSpec(headers=False)),
+        ("{metrics: off, agent_check: off}", spec.LoadSpec()),
+        ("{agent_check: 9100}", spec.LoadSpec(agent_check=spec.AgentCheckSpec(9100))),
+        (
+            "{metrics: tgi}",
+            spec.LoadSpec(metrics=spec.MetricsSpec(running=("tgi_batch_current_size",), waiting=("tgi_queue_size",))),
+        ),
+        ("{metrics: {waiting: jobs}}", spec.LoadSpec(metrics=spec.MetricsSpec(waiting=("jobs",)))),
+    ],
+)
+def test_short_forms_of_load(text: str, expected: spec.LoadSpec) -> None:
+    assert only(f"services: {{a: {{load: {text}, versions: {{v: {{endpoints: [http://h]}}}}}}}}").load == expected
+
+
+def test_an_engine_is_short_for_its_names_and_others_can_be_given_beside_it() -> None:
+    load = "load: {metrics: {engine: vllm, waiting: mine}}"
+    metrics = only(f"services: {{a: {{{load}, versions: {{v: {{endpoints: [http://h]}}}}}}}}").load.metrics
+    assert metrics is not None
+    assert (metrics.running, metrics.waiting) == (("vllm:num_requests_running",), ("mine",))
+    assert metrics.cache == ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+
+
+def test_an_agent_check_needs_a_host() -> None:
+    with pytest.raises(ConfigError) as caught:
+        only('services: {a: {load: {agent_check: 1}, versions: {v: {endpoints: ["unix:/run/a"]}}}}')
+    assert [found.key for found in caught.value.problems] == ["services.a.versions.v.endpoints[0]"]
+
+
         ("memory", "memory", None, (), False),
         ("memory:", "memory", None, (), False),
         ("sqlite:unjam.db", "sqlite", "unjam.db", (), False),

@@ -28,6 +28,7 @@ def errors(config: Config) -> Iterator[Finding]:
         if service.sticky == "session" and service.session is None:
             fix = "Add session: {header: x-session-id}, or stick to a header's name."
             yield ("services", name, "sticky"), "sticks to the session, but the service has none", fix
+        yield from _agents(name, service)
         if service.inspect == "none" and "inspect" in service.model_fields_set:
             for place, match in enumerate(service.match or ()):
                 if match.model:
@@ -208,3 +209,15 @@ def _unknown(what: str, name: str, known: list[str]) -> tuple[str, str]:
     near = nearest(name, known)
     fix = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}." if known else f"Declare it in {what}s:."
     return f"there is no {what} {name}", fix
+def _agents(name: str, service: s.Service) -> Iterator[Finding]:
+    """An agent-check is asked on the endpoint's host; a Unix socket has none."""
+    if service.load.agent_check is None:
+        return
+    for version_name, version in service.versions.items():
+        for place, endpoint in enumerate(version.endpoints):
+            if endpoint.url.startswith("unix:"):
+                where = ("services", name, "versions", version_name, "endpoints", place, "url")
+                fix = "Give the endpoint a host and a port, or remove agent_check."
+                yield where, "has no host for load.agent_check to ask", fix
+
+

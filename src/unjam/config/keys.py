@@ -39,6 +39,9 @@ _EXAMPLES = {
     "tls": "Write tls: {cert: FILE, key: FILE}.",
     "limits": "Write limits: {max_body: 64MiB}.",
 }
+    "load": "Write load: {metrics: vllm}, or off.",
+    "metrics": "Write metrics: vllm, or metrics: {path: /metrics, running: NAME, waiting: NAME}.",
+    "agent_check": "Write agent_check: 9100, or agent_check: {port: 9100, interval: 2s}.",
 
 
 def example(loc: Path) -> str:

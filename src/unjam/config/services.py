@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
+from unjam.config.engines import ENGINES
 from unjam.config.quantities import BadValue
 from unjam.config.types import (
     AtLeastOne,
@@ -19,12 +20,14 @@ from unjam.config.types import (
     FilePath,
     HostPattern,
     Kind,
+    MetricName,
     Model,
     Name,
     Number,
     Origin,
     PathPrefix,
     PositiveCount,
+    Port,
     PositiveDuration,
     PositiveNumber,
     PositiveShare,
@@ -50,6 +53,8 @@ _WARM_UP = spec.WarmUpSpec()
 _RETRY = spec.RetrySpec()
 _HEALTH = spec.HealthSpec("/")
 _REGION = spec.RegionSpec("")
+_METRICS = spec.MetricsSpec()
+_AGENT_CHECK = spec.AgentCheckSpec(0)
 _MAINTENANCE = spec.Maintenance("")
 
 
@@ -227,6 +232,48 @@ def _maintenance_text(value: object) -> str:
 
 def _maintenance_status(value: object) -> int:
     from unjam.config.quantities import count
+class Metrics(Model):
+    """Reads each endpoint's Prometheus page."""
+
+    path: CheckPath = Field(_METRICS.path, description="Path to GET; the page may have 4 MiB.")
+    engine: Annotated[str, one_of(*ENGINES), Kind("vllm, sglang or tgi")] | None = Field(
+        None, description="Whose names to look for. `metrics: vllm` is short for it."
+    )
+    running: MetricName | None = Field(None, description="Gauge of the requests worked on, in place of the engine's.")
+    waiting: MetricName | None = Field(None, description="Gauge of the requests that wait.")
+    cache: MetricName | None = Field(None, description="Gauge of the share of a cache in use, 0 to 1.")
+    slots: MetricName | None = Field(None, description="Gauge of the requests that may run at once.")
+    interval: PositiveDuration = Field(_METRICS.interval, description="Time between readings, and for an answer.")
+
+    @model_validator(mode="after")
+    def _some_name(self) -> Metrics:
+        if not any((self.engine, self.running, self.waiting, self.cache, self.slots)):
+            raise BadValue(
+                "names no metric to read", "Write metrics: vllm (or sglang, tgi), or metrics: {running: NAME}."
+            )
+        return self
+
+
+class AgentCheck(Model):
+    """Asks a program beside each endpoint that speaks HAProxy's agent-check."""
+
+    port: Port = Field(description="Its port, on the endpoint's host. `agent_check: 9100` is short for it.")
+    interval: PositiveDuration = Field(_AGENT_CHECK.interval, description="Time between questions, and for an answer.")
+    send: Text | None = Field(None, description="A line to send first.")
+
+
+class Load(Model):
+    """Where the gateway learns how busy the endpoints are, beside their reporters. `load: off`: nowhere."""
+
+    headers: Switch = Field(True, description="From `endpoint-load-metrics` in their answers.")
+    metrics: Annotated[Metrics | None, short_for("engine"), off_means(None)] = Field(
+        None, description="From their Prometheus pages."
+    )
+    agent_check: Annotated[AgentCheck | None, short_for("port"), off_means(None)] = Field(
+        None, description="From HAProxy agents beside them."
+    )
+
+
 
     status = count(value)
     if not 400 <= status <= 599:
@@ -355,3 +402,4 @@ class Region(Model):
     tokens_per_minute: PositiveCount | None = Field(None, description="Unset: unlimited.")
     requests_per_minute: PositiveCount | None = Field(None, description="Unset: unlimited.")
     burst: PositiveDuration = Field(_REGION.burst, description="How much of the rate may be spent at once.")
+    load: Annotated[Load, off_means({"headers": False})] = Field(Load(), description="How busy endpoints say they are.")

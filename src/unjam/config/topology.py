@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unjam.config import services as s
+from unjam.config.engines import ENGINES, Names
 from unjam.core import spec
 
 
@@ -48,6 +49,7 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
         warm_up=spec.WarmUpSpec(service.warm_up.window, service.warm_up.aggression, service.warm_up.least),
         retry=spec.RetrySpec(service.retry.attempts, service.retry.budget, service.retry.floor),
         health=_health(service.health),
+        load=_load(service.load),
         fallback=tuple(_step(step) for step in service.fallback),
         strip_prefix=service.strip_prefix,
         inspect="body" if any(match.model for match in service.match or ()) else service.inspect,
@@ -108,6 +110,28 @@ def _health(health: s.Health | None) -> spec.HealthSpec | None:
     if health is None:
         return None
     return spec.HealthSpec(health.path, health.interval, health.timeout, health.unhealthy_after, health.healthy_after)
+
+
+def _load(load: s.Load) -> spec.LoadSpec:
+    agent = load.agent_check
+    return spec.LoadSpec(
+        load.headers,
+        None if load.metrics is None else _metrics(load.metrics),
+        None if agent is None else spec.AgentCheckSpec(agent.port, agent.interval, agent.send or ""),
+    )
+
+
+def _metrics(metrics: s.Metrics) -> spec.MetricsSpec:
+    """The engine's names, or what is given in place of them."""
+    names = ENGINES[metrics.engine] if metrics.engine is not None else Names((), ())
+    return spec.MetricsSpec(
+        path=metrics.path,
+        running=(metrics.running,) if metrics.running else names.running,
+        waiting=(metrics.waiting,) if metrics.waiting else names.waiting,
+        cache=(metrics.cache,) if metrics.cache else names.cache,
+        slots=(metrics.slots,) if metrics.slots else (),
+        interval=metrics.interval,
+    )
 
 
 def _step(step: s.FallbackStep) -> str | spec.Maintenance:

@@ -86,6 +86,7 @@ _HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\Z")
 _WORDS = re.compile(r"[A-Za-z0-9._~/-]+\Z")
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?\Z")
+_METRIC = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]{0,127}\Z")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 #: Fields the gateway owns: routing or sticking by them would compare framing or credentials.
@@ -184,6 +185,22 @@ def check_path(value: object) -> str:
     return plain
 
 
+def metric_name(value: object) -> str:
+    """The name of a Prometheus metric."""
+    plain = text(value)
+    if not _METRIC.match(plain):
+        raise BadValue(f"{shown(plain)} is not the name of a metric", "Write the name alone, such as queue_length.")
+    return plain
+
+
+def port(value: object) -> int:
+    """A port that can be connected to."""
+    number = q.count(value)
+    if not 1 <= number <= 65535:
+        raise BadValue(f"{shown(value)} is not a port", "Write one from 1 to 65535.")
+    return number
+
+
 def file_path(value: object) -> str:
     return text(value)
 
@@ -238,6 +255,8 @@ Token = Annotated[str, PlainValidator(token), Kind("token")]
 KeyHash = Annotated[str, PlainValidator(key_hash), Kind("sha256:...")]
 Origin = Annotated[str, PlainValidator(origin), Kind("origin")]
 ServerName = Annotated[str, PlainValidator(server_name), Kind("host")]
+MetricName = Annotated[str, PlainValidator(metric_name), Kind("metric name")]
+Port = Annotated[int, PlainValidator(port), Kind("port")]
 Url = Annotated[str, PlainValidator(url), Kind("URL")]
 ListenAddress = Annotated[Address, PlainValidator(parse_listen), Kind("address")]
 NetworkItem = Annotated[Network, PlainValidator(parse_network), Kind("network")]

@@ -105,6 +105,40 @@ class HealthSpec:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
+@dataclass(frozen=True, slots=True)
+class MetricsSpec:
+    """An endpoint's Prometheus page, read every `interval` seconds (and given up after as many). Names of gauges; of
+    several for one figure the first on the page counts. `running` and `waiting`: requests; `cache`: share 0 .. 1 of an
+    inference engine's key-value cache in use; `slots`: most requests it wants at once."""
+
+    path: str = "/metrics"
+    running: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    cache: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+    interval: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCheckSpec:
+    """HAProxy's agent-check: connect to `port` of the endpoint's host every `interval` seconds, send the line `send`
+    unless it is empty, read a line."""
+
+    port: int
+    interval: float = 2.0
+    send: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """Where the gateway learns how busy the endpoints are, beside their reporters. `headers`: from their answers'
+    endpoint-load-metrics."""
+
+    headers: bool = True
+    metrics: MetricsSpec | None = None
+    agent_check: AgentCheckSpec | None = None
+
+
     """Requests with the same `header` (or `cookie`) meet the same endpoint for `ttl` seconds after the last one."""
 
     header: str | None = None
@@ -186,6 +220,7 @@ class ServiceSpec:
     strip_prefix: bool = False
     #: `body`: read `model` and `max_tokens` from a JSON body (bounded) before routing. `none`: stream it.
     inspect: str = "none"
+    load: LoadSpec = LoadSpec()
     #: The dialect errors are spoken in: json or openai.
     dialect: str = "json"
 
