@@ -169,6 +169,11 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
         warm_up=spec.WarmUpSpec(30.0, 2.0, 0.2),
         retry=spec.RetrySpec(1, 0.1, 1.0),
         health=spec.HealthSpec("/healthz?deep=1", 10.0, 1.0, 3, 1),
+        load=spec.LoadSpec(
+            False,
+            spec.MetricsSpec("/metrics/engine", ("r",), ("w",), ("engine:cache",), ("s",), 5.0),
+            spec.AgentCheckSpec(9100, 3.0, "auditor"),
+        ),
         fallback=("basic", "last", spec.Maintenance("Back soon.", 529, 300.0)),
         strip_prefix=True,
         inspect="body",
@@ -178,11 +183,6 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
                 "v7",
                 (
                     spec.EndpointSpec("https://10.0.0.1:9000", 8.0, 16 * 2**30, 12, "us-east-1", 2.0),
-        load=spec.LoadSpec(
-            False,
-            spec.MetricsSpec("/metrics/engine", ("r",), ("w",), ("engine:cache",), ("s",), 5.0),
-            spec.AgentCheckSpec(9100, 3.0, "auditor"),
-        ),
                     spec.EndpointSpec("https://10.0.0.2:9000"),
                 ),
                 90.0,
@@ -197,6 +197,7 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
     assert basic.queue.max == 0
     assert basic.warm_up.window == 10.0
     assert basic.health == spec.HealthSpec("/")
+    assert topology.services["last"].versions[0].endpoints == (spec.EndpointSpec("unix:/run/last.sock"),)
     assert topology.regions == {"us-east-1": spec.RegionSpec("us-east-1", 2_000_000, 10_000, 30.0)}
 
 
@@ -206,7 +207,6 @@ def test_the_file_with_every_key_has_every_key() -> None:
     given = set(_keys_in(yaml.safe_load(text)))
     # `verify` and its kin are given once, at the version or at the endpoint.
     missing = {key.rpartition(".")[2] for key in every_key()} - given
-    assert topology.services["last"].versions[0].endpoints == (spec.EndpointSpec("unix:/run/last.sock"),)
     assert not missing
 
 
@@ -300,15 +300,6 @@ def test_things_can_be_off() -> None:
     assert service.health is None
 
 
-def test_python_numbers_are_seconds_and_bytes() -> None:
-    config = from_urls(["http://h"], drain_timeout=1.5, limits={"max_body": 100}, queue={"timeout": 2})
-    assert (config.drain_timeout, config.limits.max_body) == (1.5, 100)
-    assert config.topology().services["default"].queue.timeout == 2.0
-
-
-@pytest.mark.parametrize(
-    ("url", "kind", "path", "hosts", "tls"),
-    [
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -341,6 +332,15 @@ def test_an_agent_check_needs_a_host() -> None:
     assert [found.key for found in caught.value.problems] == ["services.a.versions.v.endpoints[0]"]
 
 
+def test_python_numbers_are_seconds_and_bytes() -> None:
+    config = from_urls(["http://h"], drain_timeout=1.5, limits={"max_body": 100}, queue={"timeout": 2})
+    assert (config.drain_timeout, config.limits.max_body) == (1.5, 100)
+    assert config.topology().services["default"].queue.timeout == 2.0
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "path", "hosts", "tls"),
+    [
         ("memory", "memory", None, (), False),
         ("memory:", "memory", None, (), False),
         ("sqlite:unjam.db", "sqlite", "unjam.db", (), False),

@@ -200,15 +200,6 @@ def _versions(config: Config, name: str, service: s.Service) -> Iterator[Finding
             yield from _tls_files((*path, "endpoint_tls"), version.endpoint_tls)
 
 
-def _tls_files(path: Path, tls: s.EndpointTls) -> Iterator[Finding]:
-    if tls.ca is not None:
-        yield from _readable((*path, "ca"), tls.ca)
-
-
-def _unknown(what: str, name: str, known: list[str]) -> tuple[str, str]:
-    near = nearest(name, known)
-    fix = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}." if known else f"Declare it in {what}s:."
-    return f"there is no {what} {name}", fix
 def _agents(name: str, service: s.Service) -> Iterator[Finding]:
     """An agent-check is asked on the endpoint's host; a Unix socket has none."""
     if service.load.agent_check is None:
@@ -221,3 +212,12 @@ def _agents(name: str, service: s.Service) -> Iterator[Finding]:
                 yield where, "has no host for load.agent_check to ask", fix
 
 
+def _tls_files(path: Path, tls: s.EndpointTls) -> Iterator[Finding]:
+    if tls.ca is not None:
+        yield from _readable((*path, "ca"), tls.ca)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> tuple[str, str]:
+    near = nearest(name, known)
+    fix = f"Did you mean {near}?" if near else f"Known: {', '.join(known)}." if known else f"Declare it in {what}s:."
+    return f"there is no {what} {name}", fix

@@ -37,11 +37,11 @@ _EXAMPLES = {
     "keys": 'Write keys: [{hash: "sha256:...", tenant: acme}].',
     "regions": "Write regions: {us-east-1: {tokens_per_minute: 2M}}.",
     "tls": "Write tls: {cert: FILE, key: FILE}.",
-    "limits": "Write limits: {max_body: 64MiB}.",
-}
     "load": "Write load: {metrics: vllm}, or off.",
     "metrics": "Write metrics: vllm, or metrics: {path: /metrics, running: NAME, waiting: NAME}.",
     "agent_check": "Write agent_check: 9100, or agent_check: {port: 9100, interval: 2s}.",
+    "limits": "Write limits: {max_body: 64MiB}.",
+}
 
 
 def example(loc: Path) -> str:

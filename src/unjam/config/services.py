@@ -26,8 +26,8 @@ from unjam.config.types import (
     Number,
     Origin,
     PathPrefix,
-    PositiveCount,
     Port,
+    PositiveCount,
     PositiveDuration,
     PositiveNumber,
     PositiveShare,
@@ -52,9 +52,9 @@ _EJECTION = spec.EjectionSpec()
 _WARM_UP = spec.WarmUpSpec()
 _RETRY = spec.RetrySpec()
 _HEALTH = spec.HealthSpec("/")
-_REGION = spec.RegionSpec("")
 _METRICS = spec.MetricsSpec()
 _AGENT_CHECK = spec.AgentCheckSpec(0)
+_REGION = spec.RegionSpec("")
 _MAINTENANCE = spec.Maintenance("")
 
 
@@ -223,15 +223,6 @@ class Health(Model):
     healthy_after: PositiveCount = Field(_HEALTH.healthy_after, description="Good checks in a row.")
 
 
-def _maintenance_text(value: object) -> str:
-    """May have several lines: it is only ever a body."""
-    if not isinstance(value, str) or not value.strip():
-        raise BadValue("needs a message for the callers", 'Write {maintenance: "We are back soon."}.')
-    return value.strip()
-
-
-def _maintenance_status(value: object) -> int:
-    from unjam.config.quantities import count
 class Metrics(Model):
     """Reads each endpoint's Prometheus page."""
 
@@ -274,6 +265,15 @@ class Load(Model):
     )
 
 
+def _maintenance_text(value: object) -> str:
+    """May have several lines: it is only ever a body."""
+    if not isinstance(value, str) or not value.strip():
+        raise BadValue("needs a message for the callers", 'Write {maintenance: "We are back soon."}.')
+    return value.strip()
+
+
+def _maintenance_status(value: object) -> int:
+    from unjam.config.quantities import count
 
     status = count(value)
     if not 400 <= status <= 599:
@@ -382,6 +382,7 @@ class Service(Model):
     )
     retry: Annotated[Retry, off_means({"attempts": 0})] = Field(Retry(), description="Before the first byte.")
     health: Annotated[Health | None, short_for("path"), off_means(None)] = Field(None, description="Active checks.")
+    load: Annotated[Load, off_means({"headers": False})] = Field(Load(), description="How busy endpoints say they are.")
     fallback: Annotated[tuple[Annotated[FallbackStep, short_for("service")], ...], BeforeValidator(one_or_list)] = (
         Field((), description="Where callers go when every version is out, in order.")
     )
@@ -402,4 +403,3 @@ class Region(Model):
     tokens_per_minute: PositiveCount | None = Field(None, description="Unset: unlimited.")
     requests_per_minute: PositiveCount | None = Field(None, description="Unset: unlimited.")
     burst: PositiveDuration = Field(_REGION.burst, description="How much of the rate may be spent at once.")
-    load: Annotated[Load, off_means({"headers": False})] = Field(Load(), description="How busy endpoints say they are.")

@@ -104,8 +104,6 @@ class HealthSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionSpec:
-@dataclass(frozen=True, slots=True)
 class MetricsSpec:
     """An endpoint's Prometheus page, read every `interval` seconds (and given up after as many). Names of gauges; of
     several for one figure the first on the page counts. `running` and `waiting`: requests; `cache`: share 0 .. 1 of an
@@ -139,6 +137,8 @@ class LoadSpec:
     agent_check: AgentCheckSpec | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
     """Requests with the same `header` (or `cookie`) meet the same endpoint for `ttl` seconds after the last one."""
 
     header: str | None = None
@@ -214,13 +214,13 @@ class ServiceSpec:
     warm_up: WarmUpSpec = WarmUpSpec()
     retry: RetrySpec = RetrySpec()
     health: HealthSpec | None = None
+    load: LoadSpec = LoadSpec()
     #: Names of services, then at most one Maintenance, in the order they are tried.
     fallback: tuple[str | Maintenance, ...] = ()
     #: The path prefix matched is removed before the request is forwarded.
     strip_prefix: bool = False
     #: `body`: read `model` and `max_tokens` from a JSON body (bounded) before routing. `none`: stream it.
     inspect: str = "none"
-    load: LoadSpec = LoadSpec()
     #: The dialect errors are spoken in: json or openai.
     dialect: str = "json"
 
