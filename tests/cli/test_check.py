@@ -91,6 +91,24 @@ def test_it_explains_in_words(unjam: Unjam, file: str) -> None:
         assert phrase in words
 
 
+def test_what_reporters_may_add_is_said(unjam: Unjam, tmp_path: Path) -> None:
+    file = tmp_path / "unjam.yaml"
+    file.write_text(
+        "reporters: {token: 0123456789abcdef}\n"
+        "services: {hello: {versions: {v1: {discover: {networks: 10.0.0.0/8}}}}}\n",
+        encoding="utf-8",
+    )
+    result = unjam("check", str(file))
+    assert result.exit_code == 0, result.output
+    assert "1 service, 0 endpoints, and reporters may add more." in result.stdout
+    assert "reporters   127.0.0.1:8082, with a token" in result.stdout
+    assert "and those that reporters add in 10.0.0.0/8" in result.stdout
+    assert "0123456789abcdef" not in result.output
+    result = unjam("check", str(file), "--request", "GET /x")
+    assert result.exit_code == 0, result.output
+    assert "hello, by every request" in result.stdout
+
+
 def test_warnings_go_to_stderr_and_are_no_failure(unjam: Unjam, file: str) -> None:
     result = unjam("check", "--quiet", file)
     assert result.exit_code == 0

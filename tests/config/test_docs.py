@@ -47,7 +47,7 @@ def test_examples_work(text: str) -> None:
     elif not re.search(r"^services:", text, re.MULTILINE):
         text = f"{text}services:\n  auditor: {{versions: {{v: {{endpoints: [http://h]}}}}}}\n" + BASIC
     try:
-        parse(text, {"UNJAM_ADMIN_TOKEN": "0123456789abcdef"})
+        parse(text, {"UNJAM_ADMIN_TOKEN": "0123456789abcdef", "UNJAM_REPORT_TOKEN": "0123456789abcdef"})
     except ConfigError as error:
         # The certificates of the example are not on this machine.
         assert all("cannot be read: no such file" in found.message for found in error.problems), str(error)  # noqa: PT017

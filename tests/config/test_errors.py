@@ -422,3 +422,78 @@ def test_unverified_endpoints_are_warned_of(everything: Config) -> None:
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "redis://localhost", "rediss://cache", "memory"])
 def test_no_warning_where_there_is_no_risk(url: str) -> None:
     assert parse(TOP.format(f"state: {url}"), {}).warnings == ()
+
+
+REPORTERS = "reporters: {token: 0123456789abcdef}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message", "fix"),
+    [
+        ("reporters: {listen: 127.0.0.1:8082}", "reporters.token", "is required", "${UNJAM_REPORT_TOKEN}"),
+        ("reporters: 127.0.0.1:8082", "reporters", "must be a mapping", "Write reporters: {listen:"),
+        ("reporters: {token: short}", "reporters.token", "too short", "token: ${UNJAM_REPORT_TOKEN}"),
+        ("reporters: {token: 'sha256:12'}", "reporters.token", "not 64 hex digits", "unjam hash-key"),
+        ("reporters: {token: 0123456789abcdef, listen: 8082}", "reporters.listen", "which interface", "127.0.0.1:8082"),
+        ("reporters: {token: 0123456789abcdef, expire: 2s}", "reporters", "shorter than 5s", "at least 5s"),
+        ("reporters: {token: 0123456789abcdef, expires: 1m}", "reporters.expires", "no key expires", "expire?"),
+        (
+            "reporters: {token: 0123456789abcdef, listen: '127.0.0.1:8081'}",
+            "reporters",
+            "is listened on twice",
+            "its own address",
+        ),
+        (
+            "reporters: {token: 0123456789abcdef, tls: {cert: nowhere.pem, key: nowhere.pem}}",
+            "reporters.tls.cert",
+            "cannot be read",
+            "relative to the configuration",
+        ),
+    ],
+)
+def test_reporters(refused: Refused, text: str, key: str, message: str, fix: str) -> None:
+    problem = refused(TOP.format(text))[0]
+    assert (problem.line, problem.key) == (1, key)
+    assert message in problem.message
+    assert fix in problem.fix
+    assert "0123456789abcdef" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("version", "key", "message", "fix"),
+    [
+        ("{discover: off}", ".endpoints", "is required", "discover: true"),
+        ("{discover: 1.5}", ".discover", "must be a mapping", "networks: [10.0.0.0/8]"),
+        ("{discover: {networks: []}}", ".discover", "allows no address", "discover: true"),
+        ("{discover: {networks: [10.0.0.1/8]}}", ".discover.networks[0]", "bits set", "10.0.0.0/8"),
+        ("{discover: {network: 10.0.0.0/8}}", ".discover.network", "no key network", "networks?"),
+    ],
+)
+def test_discover(refused: Refused, version: str, key: str, message: str, fix: str) -> None:
+    (problem,) = refused(f"{REPORTERS}services: {{a: {{versions: {{v: {version}}}}}}}\n")
+    assert (problem.line, problem.key) == (2, f"services.a.versions.v{key}")
+    assert message in problem.message
+    assert fix in problem.fix
+
+
+def test_nobody_may_report_what_could_be_discovered(refused: Refused) -> None:
+    (problem,) = refused("services: {a: {versions: {v: {discover: true}}}}\n")
+    assert (problem.line, problem.key) == (1, "services.a.versions.v.discover")
+    assert "nobody may report" in problem.message
+    assert "reporters: {listen:" in problem.fix
+
+
+@pytest.mark.parametrize("version", ["{discover: true}", "{discover: on, endpoints: []}", "{discover: {}}"])
+def test_endpoints_may_be_left_to_reporters(version: str) -> None:
+    config = parse(f"{REPORTERS}services: {{a: {{versions: {{v: {version}}}}}}}\n", {})
+    assert config.warnings == ()
+    assert config.services["a"].versions["v"].discover is not None
+    assert config.topology().services["a"].versions[0].endpoints == ()
+    assert config.endpoint_tls("a", "v", "https://anything").verify is True
+
+
+def test_a_token_that_crosses_the_network_is_warned_of() -> None:
+    text = "reporters: {token: 0123456789abcdef, listen: '0.0.0.0:8082'}"
+    (warning,) = parse(TOP.format(text), {}).warnings
+    assert (warning.line, warning.key) == (1, "reporters")
+    assert "without TLS" in warning.message

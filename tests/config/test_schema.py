@@ -116,6 +116,15 @@ def test_every_key_reaches_the_gateway(everything: Config, tmp_path: Path) -> No
     assert config.admin.token == "a-token-of-some-length"
     assert config.admin.hosts == ("unjam.internal",)
     assert config.admin.tls is not None
+    assert config.reporters is not None
+    assert (config.reporters.listen.host, config.reporters.listen.port) == ("127.0.0.1", 9082)
+    assert config.reporters.token == "a-report-token-of-some-length"
+    assert config.reporters.tls is not None
+    assert config.reporters.tls.cert == str(tmp_path / "cert.pem")
+    assert config.reporters.expire == 30.0
+    discover = config.services["last"].versions["v1"].discover
+    assert discover is not None
+    assert [str(network) for network in discover.networks or ()] == ["10.0.0.0/8"]
     assert (config.state.kind, config.state.hosts, config.state.tls) == ("redis", ("cache.internal",), True)
     assert [str(network) for network in config.trusted_proxies] == ["10.0.0.0/8", "192.0.2.1/32"]
     (key,) = config.keys
@@ -359,6 +368,7 @@ def test_state(url: str, kind: str, path: str | None, hosts: tuple[str, ...], tl
 
 def test_secrets_are_not_in_any_repr(everything: Config) -> None:
     assert "a-token-of-some-length" not in repr(everything)
+    assert "a-report-token-of-some-length" not in repr(everything)
     assert "hunter2" not in repr(from_urls(["http://h"], state="rediss://u:hunter2@h"))
 
 

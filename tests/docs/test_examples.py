@@ -23,7 +23,11 @@ from .session import Session
 #: The pages that have tests of their own for what is in their blocks.
 ELSEWHERE = {"configuration.md"}
 
-ENVIRONMENT = {"UNJAM_ADMIN_TOKEN": "a-token-of-some-length", "AUDITOR_URL": "http://10.0.0.1:9000"}
+ENVIRONMENT = {
+    "UNJAM_ADMIN_TOKEN": "a-token-of-some-length",
+    "UNJAM_REPORT_TOKEN": "a-token-of-some-length",
+    "AUDITOR_URL": "http://10.0.0.1:9000",
+}
 
 
 def pages_with_sessions() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from unjam.config import Config
 from unjam.config.quantities import format_count, format_duration, format_share, format_size
-from unjam.config.schema import Listen
+from unjam.config.schema import Listen, Reporters
 from unjam.core import lanes
 from unjam.core.spec import (
     UNSIZED_SLOTS,
@@ -26,9 +26,12 @@ def explain(config: Config) -> Iterator[str]:
     topology = config.topology()
     endpoints = sum(len(version.endpoints) for spec in topology.services.values() for version in spec.versions)
     services = len(topology.services)
+    open_ended = any(
+        version.discover is not None for service in config.services.values() for version in service.versions.values()
+    )
     yield (
         f"{config.name or 'The configuration'} is valid: {services} service{_s(services)}, "
-        f"{endpoints} endpoint{_s(endpoints)}."
+        f"{endpoints} endpoint{_s(endpoints)}{', and reporters may add more' if open_ended else ''}."
     )
     yield ""
     yield from _gateway(config)
@@ -50,6 +53,8 @@ def _gateway(config: Config) -> Iterator[str]:
     admin = config.admin
     guarded = "" if admin is None else ", with a token" if admin.token else ", this machine only"
     yield _line("admin", f"{admin.listen}{guarded}" if admin else "off", 0)
+    if config.reporters is not None:
+        yield _line("reporters", _reporters(config.reporters), 0)
     yield _line(
         "clients",
         f"at most {format_count(limits.max_connections)} connections; headers up to "
@@ -79,6 +84,10 @@ def _service(config: Config, topology: Topology, spec: ServiceSpec) -> Iterator[
         share = version.weight / weights if weights else 0.0
         yield _line("version", f"{version.name}, {format_percent(share)} of the traffic")
         yield from _endpoints(spec, version)
+        discover = config.services[spec.name].versions[version.name].discover
+        if discover is not None:
+            where = "" if discover.networks is None else f" in {', '.join(map(str, discover.networks))}"
+            yield _line("", f"  and those that reporters add{where}")
     sticky = {"session": "its session", "tenant": "its tenant"}.get(spec.sticky or "", f"header {spec.sticky}")
     if len(spec.versions) > 1:
         yield _line(
@@ -111,7 +120,17 @@ def _service(config: Config, topology: Topology, spec: ServiceSpec) -> Iterator[
         yield _line("reads", f"model and max_tokens from JSON bodies up to {format_size(config.limits.max_inspect)}")
 
 
+def _reporters(reporters: Reporters) -> str:
+    tls = " (TLS)" if reporters.tls is not None else ""
+    return (
+        f"{reporters.listen}{tls}, with a token; an endpoint they added gets nothing after "
+        f"{format_duration(reporters.expire)} of silence"
+    )
+
+
 def _endpoints(spec: ServiceSpec, version: VersionSpec) -> Iterator[str]:
+    if not version.endpoints:
+        return
     pooled = all(endpoint.hard_slots <= lanes.FEW for endpoint in version.endpoints)
     for endpoint in version.endpoints:
         heavy = "" if pooled else f", {lanes.cap(spec.lanes.share, endpoint.hard_slots)} of them for heavy work"

@@ -44,6 +44,10 @@ def warnings(config: Config) -> Iterator[Finding]:
     if admin is not None and not admin.listen.loopback and admin.tls is None:
         fix = "Give admin: {tls: {cert, key}}, or listen on 127.0.0.1 and use a tunnel."
         yield ("admin",), "the admin token crosses the network without TLS", fix
+    reporters = config.reporters
+    if reporters is not None and not reporters.listen.loopback and reporters.tls is None:
+        fix = "Give reporters: {tls: {cert, key}}, or let only a network that you trust reach it."
+        yield ("reporters",), "the reporters' token crosses the network without TLS", fix
     for place, network in enumerate(config.trusted_proxies):
         if network.prefixlen == 0:
             fix = "Name the networks of your proxies only."
@@ -54,8 +58,11 @@ def warnings(config: Config) -> Iterator[Finding]:
         for version in service.versions.values()
         for endpoint in version.endpoints
     }
+    discovers = any(
+        version.discover is not None for service in config.services.values() for version in service.versions.values()
+    )
     for region in config.regions:
-        if region not in used:
+        if region not in used and not discovers:
             yield ("regions", region), "no endpoint is in this region", "Add region: to its endpoints, or remove it."
     for name, service in config.services.items():
         yield from _service_warnings(name, service)
@@ -80,6 +87,8 @@ def _listeners(config: Config) -> Iterator[Finding]:
     places = [(("listen", place), listen.address, listen.tls) for place, listen in enumerate(config.listen)]
     if config.admin is not None:
         places.append((("admin",), config.admin.listen, config.admin.tls))  # type: ignore[arg-type]
+    if config.reporters is not None:
+        places.append((("reporters",), config.reporters.listen, config.reporters.tls))  # type: ignore[arg-type]
     for path, address, tls in places:
         if any(_overlap(address, other) for other in seen):
             yield path, f"{address} is listened on twice", "Give each listener its own address."
@@ -176,7 +185,13 @@ def _versions(config: Config, name: str, service: s.Service) -> Iterator[Finding
     for version_name, version in service.versions.items():
         path = (*here, version_name)
         seen: set[str] = set()
-        tls = False
+        tls = version.discover is not None
+        if not version.endpoints and version.discover is None:
+            fix = "Write endpoints: [http://127.0.0.1:9001], or discover: true for reporters to add them."
+            yield (*path, "endpoints"), "is required", fix
+        if version.discover is not None and config.reporters is None:
+            fix = 'Add at the top: reporters: {listen: "127.0.0.1:8082", token: "${UNJAM_REPORT_TOKEN}"}.'
+            yield (*path, "discover"), "reporters may add endpoints, but nobody may report", fix
         for place, endpoint in enumerate(version.endpoints):
             where = (*path, "endpoints", place)
             if endpoint.url in seen:

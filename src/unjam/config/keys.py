@@ -28,6 +28,8 @@ _EXAMPLES = {
     "services": "Write services: {hello: {versions: {v1: {endpoints: [http://127.0.0.1:9001]}}}}.",
     "versions": "Write versions: {v1: {endpoints: [http://127.0.0.1:9001]}}.",
     "endpoints": "Write endpoints: [http://127.0.0.1:9001].",
+    "discover": "Write discover: true, or discover: {networks: [10.0.0.0/8]}.",
+    "reporters": 'Write reporters: {listen: "127.0.0.1:8082", token: "${UNJAM_REPORT_TOKEN}"}.',
     "match": "Write match: {path: /agents/auditor}.",
     "header": "Write header: {x-agent: auditor}.",
     "lanes": "Write lanes: {fast: {up_to: 5s}, heavy: {share: 75%}}.",
@@ -150,7 +152,7 @@ def files(data: Any) -> Iterator[tuple[dict[str, Any], str]]:
     if not isinstance(data, dict):
         return
     listen = data.get("listen")
-    for item in [*(listen if isinstance(listen, list) else [listen]), data.get("admin")]:
+    for item in [*(listen if isinstance(listen, list) else [listen]), data.get("admin"), data.get("reporters")]:
         if isinstance(item, dict):
             yield from _named(item.get("tls"), "cert", "key")
     log = data.get("access_log")

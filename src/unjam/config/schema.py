@@ -30,6 +30,7 @@ from unjam.config.types import (
     PositiveCount,
     PositiveDuration,
     PositiveSize,
+    ReportToken,
     Size,
     Switch,
     Token,
@@ -37,6 +38,9 @@ from unjam.config.types import (
     text,
 )
 from unjam.core import spec
+
+#: Seconds: two lost reports must not take an endpoint out.
+LEAST_EXPIRE = 5.0
 
 
 class Tls(Model):
@@ -107,6 +111,29 @@ class Admin(Model):
     def path(self) -> str | None:
         """The Unix socket, None for TCP."""
         return self.listen.path
+
+
+class Reporters(Model):
+    """Where reporters tell how busy their endpoints are, and add endpoints to versions that `discover` them."""
+
+    listen: ListenAddress = Field(parse_listen("127.0.0.1:8082"), description="host:port, [v6]:port or unix:/path.")
+    token: ReportToken = Field(
+        description="Bearer token of the reporters, or the sha256:... of it; always required.", repr=False
+    )
+    tls: Tls | None = Field(None, description="Serve TLS.")
+    expire: PositiveDuration = Field(
+        60.0,
+        description="An endpoint that a reporter added gets nothing after so long a silence, and is removed after ten "
+        "times as long.",
+    )
+
+    @model_validator(mode="after")
+    def _longer_than_a_beat(self) -> Reporters:
+        if self.expire < LEAST_EXPIRE:
+            raise BadValue(
+                f"expire is shorter than {LEAST_EXPIRE:g}s, and reporters report every 2s", "Give at least 5s."
+            )
+        return self
 
 
 class Key(Model):
@@ -228,6 +255,9 @@ class Config(Model):
     admin: Annotated[Admin | None, short_for("listen"), off_means(None)] = Field(
         Admin(), description="Dashboard, metrics, control API."
     )
+    reporters: Annotated[Reporters | None, off_means(None)] = Field(
+        None, description="Where reporters report. Unset: nobody may report."
+    )
     state: Annotated[State, PlainValidator(parse_state), Kind("URL", lambda state: str(state.url))] = Field(
         State("memory", "memory"),
         description="memory, sqlite:PATH, redis://, rediss://, redis+sentinel://, redis+cluster://. "
@@ -275,11 +305,14 @@ class Config(Model):
         return topology(self.services, self.regions)
 
     def endpoint_tls(self, service: str, version: str, url: str) -> EndpointTls:
-        """The TLS settings towards one endpoint; verified when nothing is said. Raises KeyError when it is not here."""
+        """The TLS settings towards one endpoint, listed or discovered; verified when nothing is said. Raises KeyError
+        when it is not here."""
         found = self.services[service].versions[version]
         for endpoint in found.endpoints:
             if endpoint.url == url:
                 return endpoint.endpoint_tls or found.endpoint_tls or VERIFIED
+        if found.discover is not None:
+            return found.endpoint_tls or VERIFIED
         raise KeyError(url)
 
     def origins(self, service: str) -> tuple[str, ...] | None:
@@ -297,6 +330,7 @@ __all__ = [
     "Key",
     "Limits",
     "Listen",
+    "Reporters",
     "State",
     "Tls",
     "is_loopback",

@@ -23,6 +23,7 @@ from unjam.config.types import (
     MetricName,
     Model,
     Name,
+    NetworkItem,
     Number,
     Origin,
     PathPrefix,
@@ -62,6 +63,10 @@ def _is_off(value: object) -> bool:
     return value is False or (isinstance(value, str) and value.lower() in ("off", "false", "no"))
 
 
+def _is_on(value: object) -> bool:
+    return value is True or (isinstance(value, str) and value.lower() in ("on", "true", "yes"))
+
+
 def off_means(meaning: Any) -> BeforeValidator:
     """Stands last in an annotation: pydantic runs the last one first."""
     return BeforeValidator(lambda value: meaning if _is_off(value) else value)
@@ -70,6 +75,10 @@ def off_means(meaning: Any) -> BeforeValidator:
 def short_for(key: str) -> BeforeValidator:
     """Text in place of a mapping is the value of `key`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str | int | float) else value)
+
+
+def on_means(meaning: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: meaning if _is_on(value) else value)
 
 
 def one_or_list(value: Any) -> Any:
@@ -341,17 +350,37 @@ class Endpoint(Model):
 EndpointItem = Annotated[Endpoint, short_for("url")]
 
 
+class Discover(Model):
+    """Reporters may add endpoints to the version."""
+
+    networks: Annotated[tuple[NetworkItem, ...], BeforeValidator(one_or_list)] | None = Field(
+        None,
+        description="Endpoints must have an address in one of these. Unset: any host, but no link-local address.",
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> Discover:
+        if self.networks == ():
+            raise BadValue("allows no address", "Name the networks of your servers, or write discover: true for any.")
+        return self
+
+
 class Version(Model):
     """One released variant of a service."""
 
     weight: Number = Field(1.0, description="Its share of the traffic beside the other versions. 0: none.")
-    endpoints: Annotated[tuple[EndpointItem, ...], BeforeValidator(one_or_list)] = Field(description="Its servers.")
+    endpoints: Annotated[tuple[EndpointItem, ...], BeforeValidator(one_or_list)] = Field(
+        (), description="Its servers. Required, unless reporters may add them (`discover`)."
+    )
+    discover: Annotated[Discover | None, on_means({}), off_means(None)] = Field(
+        None, description="Whether reporters may add endpoints: `true`, or in which networks."
+    )
     endpoint_tls: EndpointTls | None = Field(None, description="TLS to its https:// endpoints.")
 
     @model_validator(mode="after")
     def _some(self) -> Version:
-        if not self.endpoints:
-            raise BadValue("has no endpoints", "List at least one URL.")
+        if not self.endpoints and self.discover is None and "endpoints" in self.model_fields_set:
+            raise BadValue("has no endpoints", "List at least one URL, or let reporters add them: discover: true.")
         return self
 
 

@@ -205,15 +205,20 @@ def file_path(value: object) -> str:
     return text(value)
 
 
-def token(value: object) -> str:
-    """A bearer token, or its `sha256:` digest. Never echoed."""
-    plain = text(value)
-    if plain.startswith("sha256:") and not _HASH.match(plain):
-        raise BadValue("the token's sha256 is not 64 hex digits", "Write the sha256:... that `unjam hash-key` prints.")
-    if not _VISIBLE.match(plain) or len(plain) < 16:
-        fix = "Use at least 16 visible ASCII characters, best from the environment: token: ${UNJAM_ADMIN_TOKEN}."
-        raise BadValue("the token is too short or has white space", fix)
-    return plain
+def token(variable: str) -> Callable[[object], str]:
+    """Reads a bearer token, or its `sha256:` digest. Never echoed. `variable`: of the environment, usually with it."""
+
+    def check(value: object) -> str:
+        plain = text(value)
+        if plain.startswith("sha256:") and not _HASH.match(plain):
+            fix = "Write the sha256:... that `unjam hash-key` prints."
+            raise BadValue("the token's sha256 is not 64 hex digits", fix)
+        if not _VISIBLE.match(plain) or len(plain) < 16:
+            fix = f"Use at least 16 visible ASCII characters, best from the environment: token: ${{{variable}}}."
+            raise BadValue("the token is too short or has white space", fix)
+        return plain
+
+    return check
 
 
 def key_hash(value: object) -> str:
@@ -253,7 +258,8 @@ CheckPath = Annotated[str, PlainValidator(check_path), Kind("path")]
 MetricName = Annotated[str, PlainValidator(metric_name), Kind("metric name")]
 Port = Annotated[int, PlainValidator(port), Kind("port")]
 FilePath = Annotated[str, PlainValidator(file_path), Kind("file")]
-Token = Annotated[str, PlainValidator(token), Kind("token")]
+Token = Annotated[str, PlainValidator(token("UNJAM_ADMIN_TOKEN")), Kind("token")]
+ReportToken = Annotated[str, PlainValidator(token("UNJAM_REPORT_TOKEN")), Kind("token")]
 KeyHash = Annotated[str, PlainValidator(key_hash), Kind("sha256:...")]
 Origin = Annotated[str, PlainValidator(origin), Kind("origin")]
 ServerName = Annotated[str, PlainValidator(server_name), Kind("host")]
