@@ -178,23 +178,25 @@ def test_the_curve_is_envoys() -> None:
 def test_a_report_moves_work_away_and_fades_in_thirty_seconds() -> None:
     made = balancer(service(fleet=endpoints(2, cores=8)))
     busy, idle = fleet(made)
-    made.report(busy, LoadReport(other_cpu=0.5), 0.0)
+    made.report(busy, LoadReport(cpu=0.5), 0.0)
     assert busy.avail == pytest.approx(4.0)
     for _ in range(12):
         lease(made.offer(request(made.services["s"]), 0.0))
     assert (busy.inflight, idle.inflight) == (4, 8)
-    made.tick(15.0)
+    made.tick(4.9)
+    assert busy.avail == pytest.approx(4.0)  # in full while it is fresh
+    made.tick(17.5)
     assert busy.avail == pytest.approx(6.0)
     made.tick(30.0)
     assert busy.avail == 8.0
 
 
 def test_short_of_memory_it_takes_nothing_new() -> None:
-    fleet_spec = tuple(EndpointSpec(f"http://e{i}", cores=4, memory=1000) for i in range(3))
+    fleet_spec = tuple(EndpointSpec(f"http://e{i}", cores=4, memory=1000 << 20) for i in range(3))
     made = balancer(service(fleet=fleet_spec))
     short = fleet(made)[0]
-    made.report(short, LoadReport(memory_free=49), 0.0)
+    made.report(short, LoadReport(memory_free=49 << 20), 0.0)
     assert not any(lease(made.offer(request(made.services["s"]), 0.0)).endpoint is short for _ in range(12))
-    assert "memory short" in made.snapshot(0.0)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"]
-    made.report(short, LoadReport(memory_free=500), 1.0)
+    assert "memory short: 49 MiB free" in made.snapshot(0.0)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"]
+    made.report(short, LoadReport(memory_free=500 << 20), 1.0)
     assert lease(made.offer(request(made.services["s"]), 1.0)).endpoint is short

@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 9), busy=st.sampled_from([0.0, 0.5, 1.0]))
     def report(self, at: int, busy: float) -> None:
-        load = LoadReport(other_cpu=busy)
+        load = LoadReport(cpu=busy)
         self.take(self.balancer.report(self.endpoints[at % len(self.endpoints)], load, self.now))
 
     @rule(version=st.sampled_from(["v1", "v2"]), weight=st.sampled_from([0.0, 1.0, 9.0]))

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from unjam.core import lanes, refusals
-from unjam.core.endpoint import Endpoint, LeaseEnded, LoadReport
+from unjam.core.endpoint import Endpoint, LeaseEnded
 from unjam.core.health import Health
+from unjam.core.load import LoadReport
 from unjam.core.match import Matcher
 from unjam.core.model import FAILURES, Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.quota import Region, Reservation
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from unjam.core.estimator import Bucket
     from unjam.core.service import Service, Version
-    from unjam.core.spec import Topology
+    from unjam.core.spec import EndpointSpec, Topology
 
 __all__ = ["Applied", "Balancer", "LeaseEnded", "LoadReport", "Rng"]
 
@@ -65,8 +66,7 @@ class Balancer:
         by the next tick. Raises ValueError, before anything is changed, for what would break an invariant: names given
         twice, an unknown policy, region or fallback, a fallback that loops."""
         self._leaving = [service for service in self._leaving if service.live]
-        reload = Reload(self.services, self.regions, self._leaving, self._health, self._rng, now)
-        applied = reload.run(topology)
+        applied = self._reload(now).run(topology)
         self._matcher = Matcher(tuple(self.services.values()))
         return applied
 
@@ -123,6 +123,7 @@ class Balancer:
         else:
             del service.young[lease]
         seconds = now - lease.started
+        endpoint.busy += seconds
         if outcome is Outcome.OK:
             service.succeeded += 1
             endpoint.served += 1
@@ -199,8 +200,35 @@ class Balancer:
         return self._dispatch(endpoint.pool.version, now)
 
     def report(self, endpoint: Endpoint, load: LoadReport, now: float) -> Sequence[Lease]:
-        """A reporter's view of the endpoint's machine; fades to nothing over 30 s."""
-        self._health.reported(endpoint, load, now)
+        """What is said of an endpoint's load. `endpoint.tally` tells what was made of it: a report that can't be true
+        is refused, one that is too old is late, and others count in full for 5 s and for nothing after 30."""
+        if endpoint.removed:
+            return NOTHING
+        was_draining = endpoint.draining
+        if not self._health.reported(endpoint, load, now):
+            return NOTHING
+        sessions = endpoint.pool.version.service.sessions
+        if endpoint.draining and not was_draining and sessions is not None:
+            sessions.forget(endpoint)
+        if not endpoint.pool.version.queue.length:
+            return NOTHING
+        return self._dispatch(endpoint.pool.version, now)
+
+    def join(self, service: str, version: str, spec: EndpointSpec, now: float) -> Endpoint:
+        """Add an endpoint that announced itself. Raises KeyError for an unknown service, version or region, ValueError
+        when the version has an endpoint of that URL."""
+        return self._reload(now).join(self._version(service, version), spec)
+
+    def leave(self, endpoint: Endpoint, now: float) -> Sequence[Lease]:
+        """Remove an endpoint that joined; what runs on it may end."""
+        version = endpoint.pool.version
+        self._reload(now).leave(endpoint)
+        return self._dispatch(version, now)
+
+    def silence(self, endpoint: Endpoint, silent: bool, now: float) -> Sequence[Lease]:
+        """The reporter of an endpoint that joined is not heard of any more: it gets nothing, unless too few are left.
+        Or it is heard of again."""
+        self._health.silence(endpoint, silent, now)
         return self._dispatch(endpoint.pool.version, now)
 
     def set_weight(self, service: str, version: str, weight: float, now: float) -> Sequence[Lease]:
@@ -263,6 +291,9 @@ class Balancer:
         return sum(service.live for service in (*self.services.values(), *self._leaving))
 
     # Inside
+
+    def _reload(self, now: float) -> Reload:
+        return Reload(self.services, self.regions, self._leaving, self._health, self._rng, now)
 
     def _version(self, service: str, name: str) -> Version:
         for version in self.services[service].versions:

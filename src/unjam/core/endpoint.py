@@ -6,38 +6,37 @@ made of it, so that no division is left on the hot path: `stretch = max(floor, (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from unjam.core.spec import EjectionSpec, EndpointSpec, WarmUpSpec
+from unjam.core import sizing
+from unjam.core.load import READY, LoadReport
+from unjam.core.sizing import MEMORY_SHORT
+from unjam.core.spec import UNSIZED_SLOTS, EjectionSpec, EndpointSpec, WarmUpSpec
 
 if TYPE_CHECKING:
+    from unjam.core.heard import Heard
     from unjam.core.pool import Pool
     from unjam.core.quota import Region
 
 #: What one request that is certainly heavy counts for.
 UNIT: Final = 64
-#: Seconds after which a load report counts for nothing: stale is worse than none.
-REPORT_LIFE: Final = 30.0
-#: An endpoint with less than this part of its memory free takes nothing new.
-MEMORY_SHORT: Final = 0.05
 #: Seconds in which the handicap of past failures halves.
 HANDICAP_HALF_LIFE: Final = 10.0
 #: Handicaps below this are forgotten; above `HANDICAP_MOST` they don't grow.
 HANDICAP_LEAST: Final = 0.05
 HANDICAP_MOST: Final = 15.0
-#: `avail` of an endpoint is at least this part of its capacity, unless its memory is short or its weight is 0.
-AVAIL_LEAST: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What a reporter says of its machine. `other_cpu`: fraction 0 .. 1 of its CPU used by anything but our requests.
-    `memory_free`: bytes, None when unknown; it is compared with the endpoint's configured `memory`."""
-
-    other_cpu: float = 0.0
-    memory_free: int | None = None
+#: What others leave us of a processor is at least this: the kernel shares it out fairly, and a report may be wrong.
+SHARE_LEAST: Final = 0.05
+#: Where others leave less than this the endpoint is choked, and gets no heavy work while the rest has room for it ..
+CHOKED_BELOW: Final = 0.25
+#: .. until they leave this much.
+CHOKED_UNTIL: Final = 0.4
+#: An inference engine whose cache is fuller takes no further heavy work: it would evict what runs.
+CACHE_FULL: Final = 0.95
+#: `room` where memory is not what limits heavy work.
+AMPLE: Final = 1 << 30
 
 
 class LeaseEnded(Exception):
@@ -49,14 +48,24 @@ class Endpoint:
 
     `burden`: of its heavy requests, in 1/`UNIT` of one; another fits while that is at most `heavy_most`.
     `usable`: health, drain and memory allow new work; it may still be full. `shell`: the gateway's own object.
+
+    `given`: as configured, or as its reporter announced it (`discovered`); `spec`: the same with the sizes that were
+    found. `heard`: what it reports, None before it has. `room`: heavy requests that its memory has room for; `choked`:
+    others leave it too little of its processor for heavy work; `barred`: that is why it gets none. `busy`: seconds that
+    requests have run on it, all together; `heavy_ended`: how many of the heavy lane have ended.
     """
 
     __slots__ = (
         "avail",
+        "barred",
         "burden",
+        "busy",
+        "choked",
         "connect_failures",
         "cost",
         "cost_at",
+        "discovered",
+        "drained",
         "draining",
         "ejected_until",
         "ejection_ended",
@@ -65,16 +74,20 @@ class Endpoint:
         "failed",
         "failures",
         "floor",
+        "given",
         "handicap",
         "handicap_at",
         "healthy",
+        "heard",
         "heavy",
         "heavy_cap",
         "heavy_crowd",
+        "heavy_ended",
         "heavy_entry",
         "heavy_most",
         "heavy_stale",
         "inflight",
+        "load_state",
         "name",
         "nominal",
         "per_core",
@@ -82,14 +95,15 @@ class Endpoint:
         "pool",
         "region",
         "removed",
-        "report",
-        "report_at",
+        "room",
         "served",
         "shell",
+        "silent",
         "slots",
         "spec",
         "stale",
         "step",
+        "target",
         "turn",
         "url",
         "usable",
@@ -106,8 +120,23 @@ class Endpoint:
         self.heavy = 0
         self.burden = 0
         self.healthy = True
+        #: By an operator, or by its own word; `drained`: by an operator.
         self.draining = False
+        self.drained = False
         self.removed = False
+        self.discovered = False
+        #: Its reporter has not been heard of for longer than the gateway puts up with.
+        self.silent = False
+        #: As it last reported.
+        self.load_state = READY
+        self.heard: Heard | None = None
+        self.busy = 0.0
+        self.heavy_ended = 0
+        self.choked = False
+        self.barred = False
+        self.room = AMPLE
+        #: Slots that reports have led to; 0: none have.
+        self.target = 0
         #: By its own checks, ejections, drain and memory; `usable` minds the panic of its version too.
         self.well = False
         self.usable = False
@@ -122,8 +151,6 @@ class Endpoint:
         self.handicap_at = 0.0
         #: Since when it warms up; None: it is warm.
         self.warm_from: float | None = None
-        self.report: LoadReport | None = None
-        self.report_at = 0.0
         self.served = 0
         self.failed = 0
         self.shell: Any = None
@@ -139,10 +166,22 @@ class Endpoint:
         self.configure(spec)
 
     def configure(self, spec: EndpointSpec) -> None:
-        """Take the size of `spec`; what runs and what is known of its health stays."""
-        self.spec = spec
-        self.slots = spec.hard_slots
+        """Take the size of `spec`; what runs and what is known of its health and load stays."""
+        self.given = spec
+        self.target = 0
+        self._fit()
+        self.slots = self.fitting_slots(1.0, None)
         self.cap_heavy(self.slots, self.slots)
+
+    def _fit(self) -> None:
+        """Bring the sizes together: what is configured is a promise, what is found fills in the rest."""
+        spec = self.given
+        heard = self.heard
+        if heard is not None and spec.cores is None and heard.cores is not None:
+            spec = replace(spec, cores=heard.cores)
+        if heard is not None and heard.memory is not None and (spec.memory is None or heard.memory < spec.memory):
+            spec = replace(spec, memory=heard.memory)
+        self.spec = spec
         self.per_core = _one(1.0 / (UNIT * spec.capacity))
         #: What `avail` is at its best.
         self.nominal = _one(spec.capacity * spec.weight)
@@ -151,12 +190,50 @@ class Endpoint:
         self.step = 0.0
         self._measure()
 
-    def refresh(self, warm_up: WarmUpSpec, now: float) -> bool:
-        """Work out `avail` and the handicap as of `now`; True while time alone will go on changing them."""
+    def sized(self) -> bool:
+        """Take sizes that were found. True: they are new."""
+        heard = self.heard
+        assert heard is not None
         spec = self.spec
-        most = self.nominal
+        if (self.given.cores is None and heard.cores is not None and heard.cores != spec.cores) or (
+            heard.memory is not None and (spec.memory is None or heard.memory < spec.memory)
+        ):
+            self._fit()
+            return True
+        return False
+
+    def adapt(self, report: LoadReport, share: float) -> None:
+        """Move the slots toward what the endpoint can do, by one report. `share`: of its processor, left by others."""
+        if self.given.slots is not None:
+            return
+        base = self.spec.hard_slots
+        slots = self.target or base
+        if base == UNSIZED_SLOTS:
+            if report.in_flight is not None and report.waiting is not None:
+                ours = max(self.inflight, 1)
+                slots = sizing.engine_slots(slots, slots != base, ours, report.in_flight, report.waiting)
+        else:
+            if not self.target:
+                # Never below what it ran before anybody knew its size.
+                slots = max(slots, min(self.inflight, sizing.MOST_TIMES * base))
+            slots = sizing.adapt(slots, base, sizing.Use(report.cpu, report.pressure, self.inflight, share))
+        self.target = slots
+
+    def fitting_slots(self, share: float, asked: int | None) -> int:
+        """The slots to use now. `share`: of its processor, left by others; `asked`: the most that it wants."""
+        given = self.given.slots
+        if given is not None:
+            slots = given
+        else:
+            base = self.spec.hard_slots
+            slots = sizing.beside_others(self.target or base, base, share)
+        return slots if asked is None else max(1, min(slots, asked))
+
+    def refresh(self, warm_up: WarmUpSpec, now: float) -> bool:
+        """Work out `avail`, the room for heavy work and the handicap as of `now`; True while time alone will go on
+        changing them."""
         restless = False
-        avail = most
+        avail = self.nominal
         if self.warm_from is not None:
             factor = warm_factor(warm_up, now - self.warm_from)
             if factor >= 1.0:
@@ -164,17 +241,17 @@ class Endpoint:
             else:
                 avail *= factor
                 restless = True
-        report = self.report
-        if report is not None:
-            trust = 1.0 - (now - self.report_at) / REPORT_LIFE
+        heard = self.heard
+        if heard is not None and heard.sources:
+            trust = heard.trust(now)
             if trust <= 0.0:
-                self.report = None
+                heard.forget()
+                self.choked = False
+                self.room = AMPLE
+                self.load_state = READY
             else:
-                restless = True
-                avail *= 1.0 - trust * min(1.0, max(0.0, report.other_cpu))
-                avail = max(avail, AVAIL_LEAST * most)
-                if report.memory_free is not None and report.memory_free < MEMORY_SHORT * (spec.memory or 0):
-                    avail = 0.0
+                restless = restless or trust < 1.0
+                avail *= self._heed(heard, now)
         self.avail = avail
         if self.handicap:
             self.handicap *= 0.5 ** ((now - self.handicap_at) / HANDICAP_HALF_LIFE)
@@ -185,6 +262,32 @@ class Endpoint:
                 restless = True
         self._measure()
         return restless
+
+    def _heed(self, heard: Heard, now: float) -> float:
+        """What the reports leave of its capacity, 0 .. 1 (up to 2.56 if it asks for more)."""
+        share = max(SHARE_LEAST, 1.0 - heard.others_now(now))
+        self.choked = share < (CHOKED_UNTIL if self.choked else CHOKED_BELOW)
+        self.room = AMPLE
+        free: int | None = heard.latest("memory_free", now)
+        limit = self.spec.memory
+        if free is not None and limit:
+            if free < MEMORY_SHORT * limit:
+                return 0.0
+            used: int | None = heard.latest("agent_memory", now)
+            need = self.pool.version.heavy_need.of(limit)
+            # Where it isn't told apart, those that run are taken to have grown to their full size.
+            ours = self.heavy * need if used is None or heard.base is None else max(0.0, used - heard.base)
+            self.room = sizing.heavy_room(free, limit, ours, need)
+        cache: float | None = heard.latest("cache", now)
+        if cache is not None and cache >= CACHE_FULL:
+            self.room = min(self.room, self.heavy)
+        weight: float | None = heard.latest("weight", now)
+        return share if weight is None else share * weight
+
+    @property
+    def tally(self) -> Heard | None:
+        """What became of its reports; None before the first."""
+        return self.heard
 
     def cap_heavy(self, cap: int, crowd: int) -> None:
         """It runs at most `cap` heavy requests, in expectation, and at most `crowd` of the heavy lane."""

@@ -1,9 +1,9 @@
-"""Which endpoints may be used: active checks, passive ejection, panic, warm-up, and the handicap of past failures.
+"""Which endpoints may be used: active checks, passive ejection, load reports, panic, warm-up, the handicap of failures.
 
-An endpoint is *well* when its checks pass, it is not ejected or draining and has memory. It is *usable* when it is
-well, or when so few of its version are well that using all of them is better than overloading the rest (panic). With
-none well at all the version is down: its breaker trips and callers fall back, unless there is nothing to fall back on;
-then endpoints that were only ejected are used, since refusing what may succeed helps nobody.
+An endpoint is *well* when its checks pass, it is not ejected or draining, has memory and its reporter is not silent.
+It is *usable* when it is well, or when so few of its version are well that using all of them is better than overloading
+the rest (panic). With none well at all the version is down: its breaker trips and callers fall back, unless there is
+nothing to fall back on; then endpoints that were only ejected are used, since refusing what may succeed helps nobody.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from unjam.core.endpoint import ejection_seconds
-from unjam.core.lanes import add_slots
+from unjam.core.heard import Heard
+from unjam.core.lanes import add_slots, resize, set_cap, set_caps
+from unjam.core.load import DOWN, DRAINING, FRESH, LoadReport
 
 if TYPE_CHECKING:
-    from unjam.core.endpoint import Endpoint, LoadReport
+    from unjam.core.endpoint import Endpoint
     from unjam.core.service import Version
 
 #: Connects that fail in a row before an endpoint is ejected: nothing listens there.
@@ -33,11 +35,13 @@ REMEMBERED: Final = 1000
 class Health:
     """The books of one balancer. What changes is recorded in the endpoints, their versions and pools."""
 
-    __slots__ = ("_ends", "_restless", "_serial", "ejections")
+    __slots__ = ("_ends", "_fresh", "_restless", "_serial", "ejections")
 
     def __init__(self) -> None:
         #: Endpoints that warm up, carry a handicap, or have a report that ages.
         self._restless: dict[Endpoint, None] = {}
+        #: Endpoints with a report that counts in full, the one that was heard of longest ago first.
+        self._fresh: dict[Endpoint, None] = {}
         self._ends: list[tuple[float, int, Endpoint]] = []
         self._serial = 0
         #: Endpoints ejected lately and for how many seconds, for whoever tells the operator.
@@ -55,10 +59,22 @@ class Health:
     def left(self, endpoint: Endpoint, now: float) -> None:
         """It was removed from the configuration; what runs on it may end."""
         endpoint.removed = True
-        self.drain(endpoint, True, now)
+        self._drain(endpoint, True, now)
         self._restless.pop(endpoint, None)
+        self._fresh.pop(endpoint, None)
 
     def drain(self, endpoint: Endpoint, draining: bool, now: float) -> None:
+        """By an operator."""
+        endpoint.drained = draining
+        self._drain(endpoint, draining or endpoint.load_state == DRAINING, now)
+
+    def silence(self, endpoint: Endpoint, silent: bool, now: float) -> None:
+        """Its reporter is not heard of any more, or again."""
+        if endpoint.silent is not silent:
+            endpoint.silent = silent
+            self.settle(endpoint, now)
+
+    def _drain(self, endpoint: Endpoint, draining: bool, now: float) -> None:
         if endpoint.draining is draining:
             return
         endpoint.draining = draining
@@ -98,18 +114,72 @@ class Health:
             heappush(self._ends, (endpoint.ejected_until, self._serial, endpoint))
         self.changed(endpoint, now)
 
-    def reported(self, endpoint: Endpoint, load: LoadReport, now: float) -> None:
-        endpoint.report = load
-        endpoint.report_at = now
+    def reported(self, endpoint: Endpoint, report: LoadReport, now: float) -> bool:
+        """A report came in. False: it was refused, or too late."""
+        heard = endpoint.heard
+        if heard is None:
+            heard = endpoint.heard = Heard()
+        if not heard.take(report, endpoint, now):
+            if heard.problem and heard.sources:
+                heard.forget()  # who tells one thing that can't be true is not believed the rest
+                self.changed(endpoint, now)
+            return False
+        self._fresh.pop(endpoint, None)
+        self._fresh[endpoint] = None
+        if report.state is not None:
+            endpoint.load_state = report.state
+        if endpoint.sized():
+            endpoint.target = 0
+        endpoint.adapt(report, 1.0 - heard.others_now(now))
         self.changed(endpoint, now)
+        return True
 
     def changed(self, endpoint: Endpoint, now: float) -> None:
         """Its capacity has to be worked out anew."""
+        avail, room, choked, floor = endpoint.avail, endpoint.room, endpoint.choked, endpoint.floor
         if endpoint.refresh(endpoint.pool.version.service.spec.warm_up, now):
             self._restless[endpoint] = None
         else:
             self._restless.pop(endpoint, None)
+        heard = endpoint.heard
+        if heard is not None:
+            self._heed(endpoint, heard, choked, room, now)
+            well = endpoint.well is self._well(endpoint)
+            if well and avail == endpoint.avail and floor == endpoint.floor and not endpoint.handicap:
+                return
         self.settle(endpoint, now)
+
+    def _heed(self, endpoint: Endpoint, heard: Heard, choked: bool, room: int, now: float) -> None:
+        """What reports say beside how much there is: slots, heavy work, whether it wants any work at all."""
+        version = endpoint.pool.version
+        share = 1.0 - heard.others_now(now)
+        slots = endpoint.fitting_slots(share, heard.latest("slots", now))
+        if slots != endpoint.slots:
+            resize(version, endpoint, slots)
+        if choked is not endpoint.choked or (room <= 0) is not (endpoint.room <= 0):
+            self._bar(version)
+        elif room != endpoint.room:
+            set_cap(version, endpoint)
+        draining = endpoint.drained or endpoint.removed or endpoint.load_state == DRAINING
+        if draining is not endpoint.draining:
+            self._drain(endpoint, draining, now)
+
+    def _bar(self, version: Version) -> None:
+        """Choose which endpoints get no heavy work: those that are choked, while the others are at least half of what
+        there is. Where none has memory for a heavy request and what one needs is only a guess, the one with the most
+        may try."""
+        endpoints = version.endpoints.values()
+        choked = sum(endpoint.avail for endpoint in endpoints if endpoint.well and endpoint.choked)
+        free = sum(
+            endpoint.avail for endpoint in endpoints if endpoint.well and not endpoint.choked and endpoint.room > 0
+        )
+        for endpoint in endpoints:
+            endpoint.barred = endpoint.choked and free >= choked
+        if not version.heavy_need.sure and not any(each.room > 0 and each.well for each in endpoints):
+            roomiest = max((e for e in endpoints if e.well), key=_free_memory, default=None)
+            if roomiest is not None:
+                roomiest.room = 1
+        set_caps(version)
 
     def tick(self, now: float) -> list[Version]:
         """Ejections that end, and capacities that change with time. Returns the versions that may take more work."""
@@ -127,6 +197,14 @@ class Health:
             endpoint.connect_failures = min(endpoint.connect_failures, CONNECT_FAILURES - 1)
             self.settle(endpoint, now)
             touched[endpoint.pool.version] = None
+        fresh = self._fresh
+        while fresh:
+            endpoint = next(iter(fresh))
+            heard = endpoint.heard
+            if heard is not None and now - heard.at <= FRESH:
+                break
+            del fresh[endpoint]
+            self._restless[endpoint] = None
         restless = self._restless
         for endpoint in list(islice(restless, REFRESHED)):
             del restless[endpoint]
@@ -137,8 +215,9 @@ class Health:
     def settle(self, endpoint: Endpoint, now: float) -> None:
         """Bring `well` and `usable` up to date, of all the version where its panic starts or ends."""
         version = endpoint.pool.version
-        well = endpoint.healthy and not endpoint.ejected_until and not endpoint.draining and endpoint.avail > 0.0
-        if well is not endpoint.well:
+        well = self._well(endpoint)
+        turned = well is not endpoint.well
+        if turned:
             endpoint.well = well
             version.healthy += 1 if well else -1
         panic = self._panics(version)
@@ -148,8 +227,20 @@ class Health:
             for each in version.endpoints.values():
                 self._use(version, each)
         self._use(version, endpoint)
+        if turned and version.barred:
+            self._bar(version)
         if bool(before) is not bool(version.usable) or version.down is bool(version.usable):
             self._turn(version, now)
+
+    def _well(self, endpoint: Endpoint) -> bool:
+        return (
+            endpoint.healthy
+            and not endpoint.ejected_until
+            and not endpoint.draining
+            and not endpoint.silent
+            and endpoint.load_state != DOWN
+            and endpoint.avail > 0.0
+        )
 
     def settle_all(self, version: Version, now: float) -> None:
         """The specification changed, or whether there is anything to fall back on."""
@@ -172,7 +263,8 @@ class Health:
     def _use(self, version: Version, endpoint: Endpoint) -> None:
         usable = endpoint.well
         if version.panic and not usable:
-            usable = not endpoint.draining and endpoint.avail > 0.0 and (endpoint.healthy or version.healthy > 0)
+            sound = endpoint.healthy and endpoint.load_state != DOWN
+            usable = not endpoint.draining and endpoint.avail > 0.0 and (sound or version.healthy > 0)
         if usable is endpoint.usable:
             if usable:
                 endpoint.pool.touch(endpoint)
@@ -208,3 +300,11 @@ class Health:
             endpoint.warm_from = now
             if endpoint.refresh(version.service.spec.warm_up, now):
                 self._restless[endpoint] = None
+
+
+def _free_memory(endpoint: Endpoint) -> int:
+    """Bytes, as far as is known."""
+    if endpoint.heard is None:
+        return 0
+    free: int | None = endpoint.heard.latest("memory_free", endpoint.heard.last_at)
+    return free or 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from unjam.core.endpoint import UNIT
 
 if TYPE_CHECKING:
+    from unjam.core.endpoint import Endpoint
     from unjam.core.estimator import Bucket
     from unjam.core.model import Lease
     from unjam.core.service import Service, Version
@@ -43,29 +44,54 @@ def crowd(share: float, slots: int) -> int:
 
 def set_caps(version: Version) -> None:
     """Endpoints, their slots or the share changed. Endpoints whose own cap changed are touched."""
-    share = version.service.spec.lanes.share
     endpoints = version.endpoints.values()
     pooled = all(endpoint.slots <= FEW for endpoint in endpoints)
     version.heavy_cap = 0 if pooled else None
     version.heavy_most = None
+    version.barred = sum(endpoint.slots for endpoint in endpoints if endpoint.barred and endpoint.usable)
     add_slots(version, 0)
     for endpoint in endpoints:
+        set_cap(version, endpoint)
+
+
+def set_cap(version: Version, endpoint: Endpoint) -> None:
+    """Bring the cap of one endpoint up to date: its part of the slots, as far as its memory has room for it."""
+    share = version.service.spec.lanes.share
+    if version.heavy_cap is not None:
         # Where the pool counts, an endpoint may be full of heavy work.
-        own = endpoint.slots + 1 if pooled else cap(share, endpoint.slots)
-        most = endpoint.slots if pooled else crowd(share, endpoint.slots)
-        if (own, most) != (endpoint.heavy_cap, endpoint.heavy_crowd):
-            endpoint.cap_heavy(own, most)
-            if endpoint.usable:
-                endpoint.pool.touch(endpoint)
+        own, most = endpoint.slots + 1, endpoint.slots
+    else:
+        own, most = cap(share, endpoint.slots), crowd(share, endpoint.slots)
+    room = 0 if endpoint.barred else endpoint.room
+    if room < most:
+        own, most = min(own, room), room
+    if (own, most) != (endpoint.heavy_cap, endpoint.heavy_crowd):
+        endpoint.cap_heavy(own, most)
+        if endpoint.usable:
+            endpoint.pool.touch(endpoint)
+
+
+def resize(version: Version, endpoint: Endpoint, slots: int) -> None:
+    """Give an endpoint of the version another number of slots."""
+    before, endpoint.slots = endpoint.slots, slots
+    if endpoint.usable:
+        add_slots(version, slots - before)
+    if (before > FEW) is not (slots > FEW) or endpoint.barred:
+        set_caps(version)
+    else:
+        set_cap(version, endpoint)
+    if endpoint.usable:
+        endpoint.pool.touch(endpoint)
 
 
 def add_slots(version: Version, slots: int) -> None:
     """So many slots of the version became usable (below 0: were lost)."""
     version.slots += slots
     if version.heavy_cap is not None:
-        version.heavy_cap = cap(version.service.spec.lanes.share, version.slots)
+        slots = version.slots - version.barred
+        version.heavy_cap = cap(version.service.spec.lanes.share, slots)
         version.heavy_most = UNIT * version.heavy_cap
-        version.heavy_crowd = crowd(version.service.spec.lanes.share, version.slots)
+        version.heavy_crowd = crowd(version.service.spec.lanes.share, slots)
 
 
 def fits(version: Version, bucket: Bucket) -> bool:
@@ -92,6 +118,7 @@ def end(lease: Lease) -> None:
     version.burden -= lease.burden
     endpoint = lease.endpoint
     endpoint.heavy -= 1
+    endpoint.heavy_ended += 1
     endpoint.burden -= lease.burden
 
 

@@ -11,6 +11,7 @@ from unjam.core.estimator import Estimator
 from unjam.core.model import Lease, Outcome, Reason
 from unjam.core.retry import RetryBudget
 from unjam.core.rollout import Candidate, VersionPicker
+from unjam.core.sizing import Need
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
@@ -24,9 +25,11 @@ class Version:
     its own cap. `members`: endpoints not draining; `healthy`: those of them that are well; `usable`: those that may be
     used, with `slots` slots between them. `panic`: too few are healthy, so all are used. `down`: its breaker was
     tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
-    quota. `share`: the breaker's, as last looked at."""
+    quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request, learnt. `barred`:
+    slots of usable endpoints that get no heavy work, as last counted."""
 
     __slots__ = (
+        "barred",
         "breaker",
         "burden",
         "down",
@@ -37,6 +40,7 @@ class Version:
         "heavy_cap",
         "heavy_crowd",
         "heavy_most",
+        "heavy_need",
         "leaving",
         "members",
         "name",
@@ -68,6 +72,8 @@ class Version:
         self.burden = 0
         self.heavy_most: int | None = None
         self.heavy_crowd = 0
+        self.heavy_need = Need()
+        self.barred = 0
         self.members = 0
         self.healthy = 0
         self.usable = 0

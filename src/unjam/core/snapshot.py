@@ -6,7 +6,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from unjam.core.endpoint import UNIT
+from unjam.core.endpoint import CACHE_FULL, UNIT
+from unjam.core.load import FRESH, READY
+from unjam.core.sizing import GIB, MEMORY_SHORT, MIB
 
 if TYPE_CHECKING:
     from unjam.core.balancer import Balancer
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Buckets shown per service: those with the most observations.
 BUCKETS: Final = 20
+#: A smaller share of the processor used by others is not worth a word.
+WORTH_SAYING: Final = 0.1
 #: Leases shown per service: those that have run the longest.
 OLDEST: Final = 10
 
@@ -42,27 +46,25 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
     words = []
     if endpoint.removed:
         words.append("removed")
-    elif endpoint.draining:
+    elif endpoint.drained:
         words.append("draining")
+    if endpoint.load_state != READY:
+        words.append(f"says it is {endpoint.load_state}")
+    if endpoint.silent:
+        words.append("its reporter is silent")
     if not endpoint.healthy:
         words.append("unhealthy")
     if endpoint.ejected_until:
         words.append(f"ejected for {max(0.0, endpoint.ejected_until - now):.0f} s more")
     if endpoint.avail <= 0.0:
-        words.append("weight 0" if endpoint.spec.weight <= 0.0 else "memory short")
+        words.append(_nothing_available(endpoint, now))
     if version.weight <= 0.0:
         words.append("version has no weight")
     elif version.share <= 0.0:
         words.append("breaker open")
     elif version.share < 1.0:
         words.append(f"breaker ramping at {version.share:.0%}")
-    if endpoint.inflight >= endpoint.slots:
-        words.append("full")
-    elif not endpoint.takes_heavy() or (
-        version.heavy_most is not None
-        and (version.burden + UNIT > version.heavy_most or version.heavy >= version.heavy_crowd)
-    ):
-        words.append("no more heavy work")
+    words += _heavy_words(endpoint, now)
     if endpoint.region is not None and endpoint.region.headroom(now) <= 0.0:
         words.append("region out of quota")
     if endpoint.warm_from is not None:
@@ -71,7 +73,56 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
         words.append("failed lately")
     if endpoint.usable and not endpoint.well:
         words.append("used all the same: too few are healthy")
+    heard = endpoint.heard
+    if heard is not None:
+        if heard.problem:
+            words.append(f"reports refused: {heard.problem}")
+        elif heard.sources and (age := now - heard.at) > FRESH:
+            words.append(f"report {age:.0f} s old")
     return words or ["open"]
+
+
+def _nothing_available(endpoint: Endpoint, now: float) -> str:
+    if endpoint.given.weight <= 0.0:
+        return "weight 0"
+    heard = endpoint.heard
+    free = heard.latest("memory_free", now) if heard is not None else None
+    if free is not None and endpoint.spec.memory and free < MEMORY_SHORT * endpoint.spec.memory:
+        return f"memory short: {_size(free)} free"
+    return "asks for no work"
+
+
+def _heavy_words(endpoint: Endpoint, now: float) -> list[str]:
+    """What keeps heavy work, or some of the work, away."""
+    version = endpoint.pool.version
+    heard = endpoint.heard
+    other = heard.others_now(now) if heard is not None else 0.0
+    if endpoint.inflight >= endpoint.slots:
+        return ["full", *_beside(other)]
+    if endpoint.barred:
+        return [f"no heavy work: others use {other * 100:.0f} % of its CPU"]
+    if heard is not None and endpoint.heavy >= endpoint.room:
+        cache = heard.latest("cache", now)
+        if cache is not None and cache >= CACHE_FULL:
+            return [f"no heavy work: its cache is {cache * 100:.0f} % full", *_beside(other)]
+        free = heard.latest("memory_free", now) or 0
+        need = version.heavy_need.of(endpoint.spec.memory or 0)
+        return [f"no heavy work: {_size(free)} free, one needs {_size(need)}", *_beside(other)]
+    if not endpoint.takes_heavy() or (
+        version.heavy_most is not None
+        and (version.burden + UNIT > version.heavy_most or version.heavy >= version.heavy_crowd)
+    ):
+        return ["no more heavy work", *_beside(other)]
+    return _beside(other)
+
+
+def _beside(other: float) -> list[str]:
+    return [f"others use {other * 100:.0f} % of its CPU"] if other >= WORTH_SAYING else []
+
+
+def _size(count: float) -> str:
+    """Bytes for the eye."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
 
 
 def _service(service: Service, now: float) -> dict[str, Any]:
@@ -147,9 +198,45 @@ def _endpoint(endpoint: Endpoint, now: float) -> dict[str, Any]:
         "healthy": endpoint.healthy,
         "ejected": bool(endpoint.ejected_until),
         "draining": endpoint.draining,
+        "discovered": endpoint.discovered,
+        "cores": endpoint.spec.cores,
+        "memory": endpoint.spec.memory,
+        "slots_from": _slots_from(endpoint),
+        "other_cpu": endpoint.heard.others_now(now) if endpoint.heard is not None else 0.0,
+        "load": _load(endpoint, now),
         "served": endpoint.served,
         "failed": endpoint.failed,
         "why": why(endpoint, now),
+    }
+
+
+def _slots_from(endpoint: Endpoint) -> str:
+    spec = endpoint.spec
+    base = spec.hard_slots
+    if endpoint.slots != base:
+        return "adapted"
+    if endpoint.given.slots is not None:
+        return "configured"
+    if not spec.cores:
+        return "unknown"
+    return "memory" if base < round(2 * spec.cores) else "cores"
+
+
+def _load(endpoint: Endpoint, now: float) -> dict[str, Any] | None:
+    heard = endpoint.heard
+    if heard is None:
+        return None
+    need = endpoint.pool.version.heavy_need
+    return {
+        "sources": {
+            source: {"age": max(0.0, now - at), **report.known()} for source, (report, at) in heard.sources.items()
+        },
+        "accepted": heard.accepted,
+        "refused": heard.refused,
+        "late": heard.late,
+        "problem": heard.problem,
+        "trust": heard.trust(now),
+        "heavy_memory": round(need.bytes) if need.bytes else None,
     }
 
 

@@ -17,6 +17,8 @@ HEAVY = "heavy"
 
 #: Slots of an endpoint for which neither slots nor cores were given: no queueing in unjam, only balancing.
 UNSIZED_SLOTS = 100_000
+#: Bytes that a slot is taken to need, where slots are derived: 64 cores with 1 GiB get 16 slots, not 128.
+MEMORY_PER_SLOT = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ class MatchSpec:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """One server process. `url`: http://, https:// or unix:/path. `slots` None: 2 × cores, or `UNSIZED_SLOTS`."""
+    """One server process. `url`: http://, https:// or unix:/path. `slots` None: 2 × cores as far as `memory` has room
+    for them, or `UNSIZED_SLOTS`."""
 
     url: str
     cores: float | None = None
@@ -179,7 +182,10 @@ class EndpointSpec:
     def hard_slots(self) -> int:
         if self.slots is not None:
             return self.slots
-        return max(1, round(2 * self.cores)) if self.cores else UNSIZED_SLOTS
+        if not self.cores:
+            return UNSIZED_SLOTS
+        slots = round(2 * self.cores)
+        return max(1, slots if self.memory is None else min(slots, self.memory // MEMORY_PER_SLOT))
 
 
 @dataclass(frozen=True, slots=True)

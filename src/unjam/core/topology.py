@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unjam.core.endpoint import Endpoint
-from unjam.core.lanes import add_slots, set_caps
+from unjam.core.lanes import FEW, add_slots, set_cap, set_caps
+from unjam.core.load import READY
 from unjam.core.model import Refusal
 from unjam.core.policies import POLICIES
 from unjam.core.pool import Pool
@@ -182,32 +183,70 @@ class Reload:
             self.health.settle_all(version, self.now)
         service.reweigh(self.now)
 
+    def join(self, version: Version, spec: EndpointSpec) -> Endpoint:
+        """One more endpoint, of an announcement instead of the configuration. Raises KeyError, ValueError."""
+        if spec.url in version.endpoints:
+            raise ValueError(f"version {version.name!r} has an endpoint {spec.url} already")
+        endpoint = self._add(version, spec, fresh=False)
+        endpoint.discovered = True
+        self._tidy(version)
+        if len(version.endpoints) == 1 or (version.heavy_cap is not None and endpoint.slots > FEW):
+            set_caps(version)
+        else:
+            set_cap(version, endpoint)
+        version.service.reweigh(self.now)
+        return endpoint
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """Take one endpoint away; what runs on it may end."""
+        version = endpoint.pool.version
+        if version.endpoints.pop(endpoint.url, None) is None:
+            return
+        self._remove_endpoint(endpoint)
+        self._tidy(version)
+        set_caps(version)
+        version.service.reweigh(self.now)
+
     def _endpoints(self, version: Version, spec: VersionSpec, fresh: bool) -> None:
         old = version.endpoints
         version.endpoints = {}
         for endpoint_spec in spec.endpoints:
             endpoint = old.pop(endpoint_spec.url, None)
-            region = self.regions[endpoint_spec.region] if endpoint_spec.region is not None else None
-            pool = version.pool_of(region)
-            if pool is None:
-                pool = Pool(version, region, self.rng)
-                version.pools.append(pool)
             if endpoint is not None:
                 version.endpoints[endpoint.url] = endpoint
-                self._resize(endpoint, endpoint_spec, pool)
-                continue
-            endpoint = version.leaving.pop(endpoint_spec.url, None)
-            if endpoint is None:
-                endpoint = Endpoint(endpoint_spec, pool, region)
+                self._resize(endpoint, endpoint_spec, self._pool(version, endpoint_spec))
             else:
-                endpoint.configure(endpoint_spec)
-                endpoint.removed = endpoint.draining = False
-            version.endpoints[endpoint.url] = endpoint
-            pool.add(endpoint)
-            self.health.joined(endpoint, self.now, warm_up=not fresh)
-            self.applied.added.append(endpoint)
+                self.applied.added.append(self._add(version, endpoint_spec, fresh))
         for endpoint in old.values():
             self._remove_endpoint(endpoint)
+        self._tidy(version)
+
+    def _add(self, version: Version, spec: EndpointSpec, fresh: bool) -> Endpoint:
+        """A new endpoint, or one that was removed and on which something still runs."""
+        pool = self._pool(version, spec)
+        endpoint = version.leaving.pop(spec.url, None)
+        if endpoint is None:
+            endpoint = Endpoint(spec, pool, pool.region)
+        else:
+            endpoint.configure(spec)
+            endpoint.removed = endpoint.draining = endpoint.drained = endpoint.silent = False
+            endpoint.load_state = READY
+        version.endpoints[endpoint.url] = endpoint
+        pool.add(endpoint)
+        self.health.joined(endpoint, self.now, warm_up=not fresh)
+        return endpoint
+
+    def _pool(self, version: Version, spec: EndpointSpec) -> Pool:
+        """Where an endpoint of the version belongs. Raises KeyError for an unknown region."""
+        region = self.regions[spec.region] if spec.region is not None else None
+        pool = version.pool_of(region)
+        if pool is None:
+            pool = Pool(version, region, self.rng)
+            version.pools.append(pool)
+        return pool
+
+    def _tidy(self, version: Version) -> None:
+        """Endpoints came or went."""
         version.pools = [pool for pool in version.pools if pool.endpoints]
         only = version.pools[0] if len(version.pools) == 1 else None
         version.sole = only if only is not None and only.region is None else None
@@ -215,11 +254,12 @@ class Reload:
 
     def _resize(self, endpoint: Endpoint, spec: EndpointSpec, pool: Pool) -> None:
         version = pool.version
-        if endpoint.spec != spec:
+        if endpoint.given != spec:
             was_member = endpoint.spec.weight > 0.0 and not endpoint.draining
-            if endpoint.usable:
-                add_slots(version, spec.hard_slots - endpoint.slots)
+            before = endpoint.slots
             endpoint.configure(spec)
+            if endpoint.usable:
+                add_slots(version, endpoint.slots - before)
             version.members += (spec.weight > 0.0 and not endpoint.draining) - was_member
         if endpoint.pool is not pool:
             endpoint.pool.remove(endpoint)
