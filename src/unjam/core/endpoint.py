@@ -53,11 +53,13 @@ class Endpoint:
     found. `heard`: what it reports, None before it has. `room`: heavy requests that its memory has room for; `choked`:
     others leave it too little of its processor for heavy work; `barred`: that is why it gets none. `busy`: seconds that
     requests have run on it, all together; `heavy_ended`: how many of the heavy lane have ended.
+    `base_slots`: those of its size; `target`: those that reports have led to, 0 when none have.
     """
 
     __slots__ = (
         "avail",
         "barred",
+        "base_slots",
         "burden",
         "busy",
         "choked",
@@ -135,7 +137,6 @@ class Endpoint:
         self.choked = False
         self.barred = False
         self.room = AMPLE
-        #: Slots that reports have led to; 0: none have.
         self.target = 0
         #: By its own checks, ejections, drain and memory; `usable` minds the panic of its version too.
         self.well = False
@@ -182,6 +183,7 @@ class Endpoint:
         if heard is not None and heard.memory is not None and (spec.memory is None or heard.memory < spec.memory):
             spec = replace(spec, memory=heard.memory)
         self.spec = spec
+        self.base_slots = spec.hard_slots
         self.per_core = _one(1.0 / (UNIT * spec.capacity))
         #: What `avail` is at its best.
         self.nominal = _one(spec.capacity * spec.weight)
@@ -206,7 +208,7 @@ class Endpoint:
         """Move the slots toward what the endpoint can do, by one report. `share`: of its processor, left by others."""
         if self.given.slots is not None:
             return
-        base = self.spec.hard_slots
+        base = self.base_slots
         slots = self.target or base
         if base == UNSIZED_SLOTS:
             if report.in_flight is not None and report.waiting is not None:
@@ -225,7 +227,7 @@ class Endpoint:
         if given is not None:
             slots = given
         else:
-            base = self.spec.hard_slots
+            base = self.base_slots
             slots = sizing.beside_others(self.target or base, base, share)
         return slots if asked is None else max(1, min(slots, asked))
 

@@ -132,6 +132,9 @@ class Heard:
 
     def latest(self, name: str, now: float) -> Any:
         """The freshest figure of this name; None when none is known, or none that still counts."""
+        if len(self.sources) == 1:
+            for report, at in self.sources.values():
+                return getattr(report, name) if now - at < REPORT_LIFE else None
         best: Any = None
         best_at = now - REPORT_LIFE
         for report, at in self.sources.values():

@@ -45,8 +45,8 @@ def crowd(share: float, slots: int) -> int:
 def set_caps(version: Version) -> None:
     """Endpoints, their slots or the share changed. Endpoints whose own cap changed are touched."""
     endpoints = version.endpoints.values()
-    pooled = all(endpoint.slots <= FEW for endpoint in endpoints)
-    version.heavy_cap = 0 if pooled else None
+    version.large = sum(endpoint.slots > FEW for endpoint in endpoints)
+    version.heavy_cap = None if version.large else 0
     version.heavy_most = None
     version.barred = sum(endpoint.slots for endpoint in endpoints if endpoint.barred and endpoint.usable)
     add_slots(version, 0)
@@ -71,15 +71,23 @@ def set_cap(version: Version, endpoint: Endpoint) -> None:
             endpoint.pool.touch(endpoint)
 
 
+def count(version: Version, endpoint: Endpoint, large: int) -> None:
+    """The version has `large` more endpoints of more than `FEW` slots than before, by `endpoint`."""
+    version.large += large
+    if (version.large == 0) is not (version.heavy_cap is not None):
+        set_caps(version)
+    else:
+        set_cap(version, endpoint)
+
+
 def resize(version: Version, endpoint: Endpoint, slots: int) -> None:
     """Give an endpoint of the version another number of slots."""
     before, endpoint.slots = endpoint.slots, slots
     if endpoint.usable:
         add_slots(version, slots - before)
-    if (before > FEW) is not (slots > FEW) or endpoint.barred:
+    count(version, endpoint, (slots > FEW) - (before > FEW))
+    if endpoint.barred:
         set_caps(version)
-    else:
-        set_cap(version, endpoint)
     if endpoint.usable:
         endpoint.pool.touch(endpoint)
 

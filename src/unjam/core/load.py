@@ -9,6 +9,7 @@ silent.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -64,13 +65,11 @@ class LoadReport:
 
     def problem(self) -> str:
         """Why this cannot be true, in words; empty when it can."""
-        for name, most in _BOUNDS.items():
+        for name, most in _BOUNDS:
             value = getattr(self, name)
-            if value is None:
-                continue
-            if not math.isfinite(value):
-                return f"{name} is not a number"
-            if not 0 <= value <= most:
+            if value is not None and not 0 <= value <= most:  # which NaN isn't either
+                if not math.isfinite(value):
+                    return f"{name} is not a number"
                 return f"{name} is {value:g}: it must be from 0 to {most:g}"
         if self.cores is not None and self.cores < _LEAST_CORES:
             return f"cores is {self.cores:g}: it must be at least {_LEAST_CORES:g}"
@@ -93,22 +92,24 @@ _LEAST_CORES: Final = 0.01
 #: Clocks of different counters: what an agent uses and what is used in all are not read in one instant.
 _SLACK: Final = 0.25
 #: `cpu` is clipped to 1 by whoever measures; a little above is rounding.
-_BOUNDS: Final[dict[str, float]] = {
-    "cores": MOST_CORES,
-    "memory": MOST_MEMORY,
-    "cpu": 1.0,
-    "agent_cpu": 1.0,
-    "memory_free": MOST_MEMORY,
-    "agent_memory": MOST_MEMORY,
-    "in_flight": MOST_REQUESTS,
-    "waiting": MOST_REQUESTS,
-    "cache": 1.0,
-    "pressure": 1.0,
-    "memory_pressure": 1.0,
-    "run_queue": MOST_REQUESTS,
-    "open_files": MOST_REQUESTS,
-    "weight": 2.56,
-    "slots": MOST_REQUESTS,
-    "age": math.inf,
-}
+_BOUNDS: Final[tuple[tuple[str, float], ...]] = tuple(
+    {
+        "cores": MOST_CORES,
+        "memory": MOST_MEMORY,
+        "cpu": 1.0,
+        "agent_cpu": 1.0,
+        "memory_free": MOST_MEMORY,
+        "agent_memory": MOST_MEMORY,
+        "in_flight": MOST_REQUESTS,
+        "waiting": MOST_REQUESTS,
+        "cache": 1.0,
+        "pressure": 1.0,
+        "memory_pressure": 1.0,
+        "run_queue": MOST_REQUESTS,
+        "open_files": MOST_REQUESTS,
+        "weight": 2.56,
+        "slots": MOST_REQUESTS,
+        "age": sys.float_info.max,
+    }.items()
+)
 _SHOWN: Final = tuple(field.name for field in fields(LoadReport) if field.name not in ("age", "source"))

@@ -26,7 +26,8 @@ class Version:
     used, with `slots` slots between them. `panic`: too few are healthy, so all are used. `down`: its breaker was
     tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
     quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request, learnt. `barred`:
-    slots of usable endpoints that get no heavy work, as last counted."""
+    slots of usable endpoints that get no heavy work, as last counted; `large`: endpoints with a heavy share of their
+    own."""
 
     __slots__ = (
         "barred",
@@ -41,6 +42,7 @@ class Version:
         "heavy_crowd",
         "heavy_most",
         "heavy_need",
+        "large",
         "leaving",
         "members",
         "name",
@@ -74,6 +76,7 @@ class Version:
         self.heavy_crowd = 0
         self.heavy_need = Need()
         self.barred = 0
+        self.large = 0
         self.members = 0
         self.healthy = 0
         self.usable = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unjam.core.endpoint import Endpoint
-from unjam.core.lanes import FEW, add_slots, set_cap, set_caps
+from unjam.core.lanes import FEW, add_slots, count, set_caps
 from unjam.core.load import READY
 from unjam.core.model import Refusal
 from unjam.core.policies import POLICIES
@@ -190,10 +190,7 @@ class Reload:
         endpoint = self._add(version, spec, fresh=False)
         endpoint.discovered = True
         self._tidy(version)
-        if len(version.endpoints) == 1 or (version.heavy_cap is not None and endpoint.slots > FEW):
-            set_caps(version)
-        else:
-            set_cap(version, endpoint)
+        count(version, endpoint, int(endpoint.slots > FEW))
         version.service.reweigh(self.now)
         return endpoint
 
@@ -204,7 +201,7 @@ class Reload:
             return
         self._remove_endpoint(endpoint)
         self._tidy(version)
-        set_caps(version)
+        count(version, endpoint, -int(endpoint.slots > FEW))
         version.service.reweigh(self.now)
 
     def _endpoints(self, version: Version, spec: VersionSpec, fresh: bool) -> None:
