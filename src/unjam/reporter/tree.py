@@ -20,7 +20,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 #: Shares of a core for: looking for new children, looking at everything anew, memory and descriptors of the children,
 #: whether it is still this process that listens, and finding an agent that is gone (rare, and all else waits for it).
-_CHILDREN: Final = 0.001
+_CHILDREN: Final = 0.0015
 _EVERYTHING: Final = 0.0005
 _FIGURES: Final = 0.001
 _STILL: Final = 0.0005
