@@ -1,0 +1,94 @@
+"""Reports that stop, come late or lie: what do they cost beside no reports at all?
+
+    python -m benchmarks.bad_reports [--quick] [--only honest NaN] [--no-gateway]
+
+First simulated: 6 servers of 8 cores and 2 of 64 with noisy neighbours, the same arrivals for every row, many seeds;
+ratios to weighted least outstanding requests without reports, with 95 % intervals. Then the same lies to a real
+gateway: are they counted, and named in `unjam status`? About 15 minutes on two cores; --quick about two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from benchmarks.common import results
+from benchmarks.common.figures import significant
+
+from .compare import FIGURES, LIMIT, MIX, SCENARIOS, WARM, compare
+from .tellers import BASE, ROWS
+
+
+def show(made: dict[str, Any], given: argparse.Namespace) -> None:
+    rows = []
+    for name, row in made["rows"].items():
+        f = row["figures"]
+        told = row["reports"]
+        rows.append(
+            [
+                name,
+                *(f"{f[x]['ratio']:.3f} ({f[x]['low']:.3f}-{f[x]['high']:.3f})" for x in ("mean", "heavy p99")),
+                *(f"{f[x]['ratio']:.2f}" for x in ("heavy mean", "hello p99")),
+                f"{told['accepted']:,}",
+                f"{told['refused']:,}",
+                f"{told['late']:,}",
+                ("pass" if row["pass"] else "FAIL") if row["required"] else "",
+            ]
+        )
+    base = made["rows"][BASE]["figures"]
+    columns = ["÷ base (95 % of bootstraps)", "mean", "heavy p99", "heavy mean", "hello p99"]
+    columns += ["accepted", "refused", "late", f"≤ {LIMIT:g}"]
+    title = f"ρ {made['load']:g}, neighbours there {made['on']:g} s and away {made['off']:g} s"
+    title += "" if made["sized"] else ", cores not configured"
+    note = ", ".join(f"{x} {significant(base[x]['value'])} s" for x in FIGURES)
+    results.table(f"{title}; {given.seeds} seeds of {given.count:,} requests", columns, rows, f"base: {note}")
+    for name, row in made["rows"].items():
+        if row["problem"]:
+            print(f"  {name}: {row['problem']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two scenarios, four seeds of a third of the requests")
+    parser.add_argument("--seeds", type=int, default=12, help="how many")
+    parser.add_argument("--count", type=int, default=20_000, help="requests of one script")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="names of rows, or their beginnings")
+    parser.add_argument("--no-gateway", action="store_true", help="simulation only")
+    parser.add_argument("--no-simulation", action="store_true", help="the real gateway only")
+    given = parser.parse_args()
+    if given.quick:
+        given.seeds, given.count = min(given.seeds, 4), min(given.count, 7000)
+    machine = results.machine()
+    names = [r.name for r in ROWS if not given.only or r.name.startswith(tuple(given.only))]
+    body: dict[str, Any] = {"machine": machine, "unjam": results.unjam_version()}
+    failed = []
+    if not given.no_simulation:
+        began = time.monotonic()
+        scenarios = SCENARIOS[1::2] if given.quick else SCENARIOS
+        made = compare(scenarios, range(1, given.seeds + 1), given.count, given.processes, names)
+        for each in made:
+            show(each, given)
+            where = (
+                f"ρ {each['load']:g}, neighbours {each['on']:g}/{each['off']:g} s{'' if each['sized'] else ', unsized'}"
+            )
+            failed += [f"{where}: {n}" for n, r in each["rows"].items() if r["required"] and not r["pass"]]
+        print(f"simulated in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        body["settings"] = {
+            "seeds": given.seeds,
+            "count": given.count,
+            "warm": WARM,
+            "mix": {k: getattr(MIX, k) for k in ("hello", "chat", "audit", "mislabelled")},
+            "limit": LIMIT,
+        }
+        body["simulated"] = made
+    print(f"written: {results.write('bad_reports', body, given.quick).relative_to(results.ROOT)}")
+    for each in failed:
+        print(f"worse by more than {(LIMIT - 1) * 100:.0f} %: {each}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
