@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
-from unjam.gateway import heads, respond
+from unjam.gateway import heads, loads, respond
 from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
@@ -297,7 +297,11 @@ class Exchange(Request):
             client.gateway.heed(lease, head, now)
             self.tail = payload[-USAGE_TAIL:]
         self.bytes_out = len(payload)
-        memo = head.memo or heads.answer_memo(head)
+        memo = head.memo
+        if memo is None:
+            memo = heads.answer_memo(head)
+            if head.memo is None:
+                self._load_said(head, now)
         whole = kind == "length" and self.bytes_out == head.length
         if whole and client.keep_alive and self.head.minor == 1:  # nearly every answer
             client.transport.write(
@@ -319,6 +323,11 @@ class Exchange(Request):
         )
         if not whole:
             client.look(now + self.timeouts().idle)
+
+    def _load_said(self, head: ResponseHead, now: float) -> None:
+        """The answer's head says something of the endpoint's load."""
+        assert self.upstream is not None
+        loads.said(self.upstream.upstream, head.known, now)
 
     def _forget_heads(self) -> None:
         self.client.reader.forget()
@@ -368,6 +377,8 @@ class Exchange(Request):
         self.state = TUNNELLING
         self.status = 101
         self.first_byte = self.last = monotonic()
+        if not loads.PRESENT.isdisjoint(head.known):
+            self._load_said(head, self.last)
         lines = [respond.status_line(101), *head.forward, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"]
         if self.client.gateway.settings.response_headers:
             lines.append(connection.upstream.markers[lease.heavy])

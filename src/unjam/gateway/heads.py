@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unjam.gateway import respond
+from unjam.gateway import loads, respond
 
 if TYPE_CHECKING:
     from unjam.gateway.client import ClientConnection
@@ -53,9 +53,11 @@ def request_framing(head: RequestHead) -> bytes:
 
 
 def answer_memo(head: ResponseHead) -> bytes:
-    """The status line and the lines of an answer that are passed on."""
+    """The status line and the lines of an answer that are passed on. Not kept in the head when it says something of the
+    endpoint's load: so answers that don't are not even asked."""
     memo = respond.status_line(head.status, head.reason) + b"".join(head.forward)
-    head.memo = memo
+    if loads.PRESENT.isdisjoint(head.known):
+        head.memo = memo
     return memo
 
 

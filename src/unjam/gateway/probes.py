@@ -1,6 +1,7 @@
-"""Active health checks: GET a path now and then, on the same connections that requests use.
+"""Questions of our own to endpoints, on the same connections that requests use; and the active health checks.
 
-A `Probe` stands where an exchange would, so what is checked is the very path that requests take.
+A `Probe` stands where an exchange would, so what is checked is the very path that requests take. `check` only wants to
+know the status, `fetch` the body.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import asyncio
 import ssl
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unjam.core.spec import HealthSpec
 from unjam.gateway.upstream import HEAD, Upstream, UpstreamConnection
+from unjam.gateway.watch import Watch
 from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
@@ -24,29 +26,31 @@ MOST = 65536
 
 
 class Probe:
-    """One check under way; the exchange's place on an `UpstreamConnection`."""
+    """One question under way; the exchange's place on an `UpstreamConnection`. `most`: bytes of the answer's body that
+    are read. `pages`: takes the body, None: nobody wants it, and a longer one is good too."""
 
-    __slots__ = ("client", "done", "head", "last", "received", "status", "upstream")
+    __slots__ = ("client", "done", "head", "last", "most", "pages", "received", "status", "upstream")
 
     class _Head:
         method = "GET"
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, most: int = MOST, pages: list[bytes] | None = None) -> None:
         self.head = self._Head()
         self.client = self
         self.done: asyncio.Future[int] = loop.create_future()
         self.status = 0
+        self.most = most
+        self.pages = pages
         self.last = 0.0
         self.received = 0
         self.upstream: UpstreamConnection | None = None
 
-    def send(self, connection: UpstreamConnection, path: str) -> None:
+    def send(self, connection: UpstreamConnection, path: str, lines: bytes = b"User-Agent: unjam-health\r\n") -> None:
         connection.exchange = self  # type: ignore[assignment]
         connection.mode = HEAD
         self.upstream = connection
         connection.transport.write(
-            b"GET %b HTTP/1.1\r\n%bUser-Agent: unjam-health\r\n\r\n"
-            % (path.encode("ascii"), connection.upstream.host_line)
+            b"GET %b HTTP/1.1\r\n%b%b\r\n" % (path.encode("ascii"), connection.upstream.host_line, lines)
         )
 
     # What the connection calls, as it would of an exchange.
@@ -63,7 +67,12 @@ class Probe:
 
     def on_body(self, payload: bytes) -> None:
         self.received += len(payload)
-        if self.received > MOST and self.upstream is not None:
+        if self.received <= self.most:
+            if self.pages is not None:
+                self.pages.append(payload)
+        elif self.pages is not None:
+            self._fail(ValueError(f"the answer is longer than {self.most} bytes"))
+        elif self.upstream is not None:
             connection, self.upstream = self.upstream, None
             connection.abort()
             self._settle()
@@ -124,37 +133,40 @@ async def check(upstream: Upstream, spec: HealthSpec) -> str:
     return "" if 200 <= status < 400 else f"status {status}"
 
 
-class Watch:
-    """The checks of one endpoint, for as long as it is in the topology."""
+async def fetch(upstream: Upstream, path: str, timeout: float, most: int, lines: bytes = b"") -> tuple[int, bytes]:
+    """GET a page: its status and its body. `timeout`: to connect, seconds; whoever calls it bounds the rest. `lines`:
+    more of the request's head, with CRLF. Raises OSError, ssl.SSLError, TimeoutError, Malformed; ValueError when it is
+    longer than `most`."""
+    pages: list[bytes] = []
+    probe = Probe(upstream.gateway.loop, most, pages)
+    try:
+        connection = upstream.acquire() or await upstream.open(timeout)
+        probe.send(connection, path, b"User-Agent: unjam-load\r\n" + lines)
+        status = await probe.done
+    finally:
+        probe.give_up()
+    return status, b"".join(pages)
 
-    __slots__ = ("_gateway", "_rng", "_spec", "_task", "upstream")
+
+class HealthWatch(Watch[HealthSpec]):
+    """The checks of one endpoint."""
+
+    __slots__ = ("_healthy", "_run_length")
 
     def __init__(self, gateway: Gateway, upstream: Upstream, spec: HealthSpec, rng: Random) -> None:
-        self._gateway = gateway
-        self._spec = spec
-        self._rng = rng
-        self.upstream = upstream
-        self._task: asyncio.Task[Any] = gateway.loop.create_task(self._run())
+        self._healthy = upstream.endpoint.healthy
+        #: Verdicts in a row that differ from it.
+        self._run_length = 0
+        super().__init__(gateway, upstream, spec, rng)
 
-    @property
-    def spec(self) -> HealthSpec:
-        return self._spec
-
-    def stop(self) -> None:
-        self._task.cancel()
-
-    async def _run(self) -> None:
-        spec = self._spec
-        endpoint = self.upstream.endpoint
-        healthy, run = endpoint.healthy, 0
-        await asyncio.sleep(self._rng.random() * min(1.0, spec.interval))  # not all endpoints in one instant
-        while True:
-            problem = await check(self.upstream, spec)
-            good = not problem
-            run = 0 if good is healthy else run + 1
-            if run >= (spec.unhealthy_after if healthy else spec.healthy_after):
-                healthy, run = good, 0
-                self._gateway.log.info("health", endpoint=endpoint.name, healthy=healthy, why=problem or "checks pass")
-                now = monotonic()
-                self._gateway.carry_out(self._gateway.balancer.set_health(endpoint, healthy, now), now)
-            await asyncio.sleep(spec.interval * (0.9 + 0.2 * self._rng.random()))
+    async def step(self) -> None:
+        spec = self.spec
+        problem = await check(self.upstream, spec)
+        good = not problem
+        self._run_length = 0 if good is self._healthy else self._run_length + 1
+        if self._run_length >= (spec.unhealthy_after if self._healthy else spec.healthy_after):
+            self._healthy, self._run_length = good, 0
+            gateway, endpoint = self.gateway, self.upstream.endpoint
+            gateway.log.info("health", endpoint=endpoint.name, healthy=good, why=problem or "checks pass")
+            now = monotonic()
+            gateway.carry_out(gateway.balancer.set_health(endpoint, good, now), now)

@@ -30,15 +30,17 @@ from unjam.admin.auth import hosts_for
 from unjam.admin.server import AdminServer
 from unjam.config import Config, ConfigError
 from unjam.config.schema import Listen
+from unjam.core.spec import ServiceSpec
 from unjam.gateway import descriptors
 from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
 from unjam.gateway.gateway import Gateway
 from unjam.gateway.news import News
-from unjam.gateway.probes import Watch
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import TICK
 from unjam.gateway.upstream import Upstream
+from unjam.gateway.watch import Watch
+from unjam.gateway.watches import renew
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import AccessLog
 
@@ -84,7 +86,7 @@ class Server:
         self.listeners: dict[str, Listener] = {}
         self.admin: AdminServer | None = None
         self._upstreams: dict[Any, Upstream] = {}
-        self._watches: dict[Any, Watch] = {}
+        self._watches: dict[Any, list[Watch[Any]]] = {}
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
@@ -226,8 +228,7 @@ class Server:
         gateway.router.changed()
         gateway.stats.retain(set(topology.services))
         for endpoint in applied.removed:
-            watch = self._watches.pop(endpoint, None)
-            if watch is not None:
+            for watch in self._watches.pop(endpoint, ()):
                 watch.stop()
             self._upstreams.pop(endpoint).close()
         unwatched = []
@@ -235,7 +236,7 @@ class Server:
             for version in service.versions:
                 for pool in version.pools:
                     for endpoint in pool.endpoints:
-                        self._equip(config, service.name, version.name, endpoint, service.spec.health, contexts)
+                        self._equip(config, service.name, version.name, endpoint, service.spec, contexts)
                         if service.spec.health is None and not endpoint.healthy:
                             unwatched.append(endpoint)
         self.config = config
@@ -250,10 +251,10 @@ class Server:
         service: str,
         version: str,
         endpoint: Any,
-        health: Any,
+        service_spec: ServiceSpec,
         contexts: dict[tuple[bool, str | None], ssl.SSLContext],
     ) -> None:
-        """Give an endpoint its upstream and its health checks. `self.config`: what was in force until now."""
+        """Give an endpoint its upstream and its watches. `self.config`: what was in force until now."""
         tls = server_name = spec = None
         if endpoint.url.startswith("https:"):
             spec = config.endpoint_tls(service, version, endpoint.url)
@@ -273,13 +274,7 @@ class Server:
             upstream = endpoint.shell = Upstream(self.gateway, endpoint, tls, server_name)
         self._upstreams[endpoint] = upstream
         upstream.tls = tls
-        watch = self._watches.get(endpoint)
-        if watch is not None and (watch.spec != health or watch.upstream is not upstream):
-            watch.stop()
-            del self._watches[endpoint]
-            watch = None
-        if watch is None and health is not None:
-            self._watches[endpoint] = Watch(self.gateway, upstream, health, self._rng)
+        self._watches[endpoint] = renew(self._watches.get(endpoint, ()), upstream, service_spec, self._rng)
 
     async def reload(self) -> list[str]:
         """Read the configuration again. Returns what was wrong; then the old one stays in force."""
@@ -367,8 +362,9 @@ class Server:
             listener.close()
         for client in list(gateway.clients):
             client.transport.abort()
-        for watch in self._watches.values():
-            watch.stop()
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.stop()
         await asyncio.sleep(0)
         for upstream in self._upstreams.values():
             upstream.close()

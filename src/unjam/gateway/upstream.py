@@ -45,6 +45,9 @@ class Upstream:
         "host",
         "host_line",
         "idle",
+        "load_at",
+        "load_failing",
+        "load_said",
         "markers",
         "port",
         "prompt",
@@ -61,6 +64,10 @@ class Upstream:
         self.tls = tls
         self.idle: list[UpstreamConnection] = []
         self.connections = 0
+        #: Of the load in its answers' heads: when it was last heeded, what it was, whether that made no sense.
+        self.load_at = float("-inf")
+        self.load_said = b""
+        self.load_failing = False
         url = endpoint.url
         self.unix_path: str | None = None
         self.host = "localhost"

@@ -120,6 +120,14 @@ class Collector(registry.Collector):
             yield from _counter(name, help_, (), [((), value)])
         reloads: Rows = [(("ok",), stats.reloads_ok), (("failed",), stats.reloads_failed)]
         yield from _counter("unjam_reloads", "Configuration reloads.", ("result",), reloads)
+        reports: Rows = [((result,), n) for result, n in sorted(stats.reports.items())]
+        yield from _counter("unjam_reports", "Reports of load that came in, by result.", ("result",), reports)
+        yield from _counter(
+            "unjam_load_pulls",
+            "Questions for an endpoint's load, by source and result.",
+            ("source", "result"),
+            sorted(stats.load_pulls.items()),
+        )
         rejects: Rows = [((reason,), n) for reason, n in sorted(stats.rejects.items())]
         yield from _counter("unjam_rejects", "Requests refused before they met a service.", ("reason",), rejects)
 

@@ -159,6 +159,9 @@ class ServiceStats:
 class GatewayStats:
     """What happened to this process' connections and requests, and the stats of its services.
 
+    `reports`: reports of load that came in, by what became of them; `load_pulls`: those that were asked for, by source
+    and result.
+
     `requests_total` counts every request head read, refused or not; `rejects` those refused before they reached a
     service (malformed, over a limit, not allowed), by reason. `held` and `tunnels_open` are gauges: streamed answers
     open right now, and WebSocket tunnels among them.
@@ -169,10 +172,12 @@ class GatewayStats:
         "connections_refused",
         "connections_total",
         "held",
+        "load_pulls",
         "log_dropped",
         "rejects",
         "reloads_failed",
         "reloads_ok",
+        "reports",
         "requests_total",
         "services",
         "tunnels_open",
@@ -187,10 +192,12 @@ class GatewayStats:
         self.connections_refused = 0
         self.connections_total = 0
         self.held = 0
+        self.load_pulls: dict[tuple[str, str], int] = {}
         self.log_dropped = 0
         self.rejects: dict[str, int] = {}
         self.reloads_failed = 0
         self.reloads_ok = 0
+        self.reports: dict[str, int] = {}
         self.requests_total = 0
         self.services: dict[str, ServiceStats] = {}
         self.tunnels_open = 0
@@ -214,6 +221,14 @@ class GatewayStats:
     def reject(self, reason: str) -> None:
         """Count a refusal by its code. `logs.Rejections.reject` does this and logs it; call one of the two."""
         count(self.rejects, reason)
+
+    def report(self, result: str) -> None:
+        """Count a report of an endpoint's load, or an attempt at one, by what became of it."""
+        count(self.reports, result)
+
+    def load_pull(self, source: str, result: str) -> None:
+        """Count a question for an endpoint's load: `source` as in `LoadReport`, `result` ok, refused or failed."""
+        self.load_pulls[source, result] = self.load_pulls.get((source, result), 0) + 1
 
 
 def count(counter: dict[str, int], reason: str) -> None:
