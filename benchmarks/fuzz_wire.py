@@ -4,9 +4,10 @@
 
 Each input is a valid or hostile message that was mutated (bytes flipped, inserted, deleted, pieces of others spliced
 in), read whole and again in random pieces. Asserted for each: nothing but `Malformed` with a reason of the table is
-raised; both readings agree on every message and on the verdict; what is forwarded holds no CR, LF or NUL of the peer's
-and reads back to the same; what was read before on the connection makes no difference. `faulthandler` ends the run when
-one input takes longer than ten seconds. The same seed gives the same inputs; a failure prints the one that failed.
+raised (and of load figures nothing but their one error); both readings agree on every message and on the verdict; what
+is forwarded holds no CR, LF or NUL of the peer's and reads back to the same; what was read before on the connection
+makes no difference. `faulthandler` ends the run when one input takes longer than ten seconds. The same seed gives the
+same inputs; a failure prints the one that failed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from unjam.wire import agentcheck, orca
 from unjam.wire.http1 import (
     REASONS,
     RESPONSE_LIMITS,
@@ -77,6 +79,20 @@ STREAMS = [
     b"data: x\n\nevent: error\ndata: y\n\n: hb\n\n",
     b"event:error\r\ndata: y\r\n\r\ndata: event: error\r\r",
     b"id: 1\r\rretry: 5\n\r\n\r",
+]
+LOADS = [
+    b"TEXT cpu_utilization=0.3, mem_utilization=0.8, named_metrics.in_flight=3, utilization.gpu=1e-3",
+    b"TEXT named_metrics.kv_cache_usage_perc: 0.98,named_metrics.num_requests_waiting:12.0, rps_fractional=7.",
+    b'JSON {"cpuUtilization": 0.5, "rps": "12", "requestCost": {"tokens": 7}, "utilization": null, "eps": 1E+2}',
+    b'{"named_metrics": {"memory": 17179869184, "cores": 8, "a.b/c": -0.0}, "mem_utilization": 1}',
+    b"JSON " + b'{"named_metrics":' * 9 + b"{}" + b"}" * 9,
+    b"BIN CZqZmZmZmbk/",
+]
+AGENTS = [
+    b"ready up 75% maxconn:30\n",
+    b"DOWN,drain\t0% # disk full, sorry\r\n",
+    b"maint stopped 256% #\xc3\xbcbervoll\n",
+    b"failed\r\nup\n",
 ]
 FRAGMENTS = [
     *(
@@ -288,6 +304,30 @@ def read_events(pieces: Iterable[bytes]) -> Trace:
     return [tracker.at_boundary, tracker.errors]
 
 
+def read_load(pieces: Iterable[bytes]) -> Trace:
+    try:
+        figures = orca.parse(b"".join(pieces))
+    except orca.BadLoad:
+        return ["bad_load"]
+    assert len(figures) <= orca.MOST_FIGURES
+    if sum(map(len, figures)) < 2000:
+        assert orca.parse(orca.to_text(figures).encode()) == figures
+        assert orca.parse(orca.to_json(figures).encode()) == figures
+    return [figures, orca.report_fields(figures)]
+
+
+def read_agent(pieces: Iterable[bytes]) -> Trace:
+    try:
+        state = agentcheck.parse(b"".join(pieces))
+    except agentcheck.BadAgentReply:
+        return ["bad_agent_reply"]
+    line = agentcheck.render(state)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert agentcheck.parse(line) == state
+    return [state]
+
+
 def _verdict(error: Malformed, side: str) -> str:
     assert error.reason in REASONS
     assert error.side == side
@@ -303,7 +343,11 @@ KINDS: list[tuple[Reading, list[bytes]]] = [
     (read_events, STREAMS),
     (read_repeated, REQUESTS),
     (read_repeated, RESPONSES),
+    (read_load, LOADS),
+    (read_agent, AGENTS),
 ]
+#: What is told apart in the count: reasons, and the errors of codecs that have no more than one.
+VERDICTS = {*REASONS, "bad_load", "bad_agent_reply"}
 
 
 def mutate(rng: random.Random, raw: bytes, others: list[bytes]) -> bytes:
@@ -360,7 +404,7 @@ def fuzz(inputs: int, seed: int, seconds: float | None = None) -> Counter[str]:
             print(f"seed {seed}, input {done}, {read.__name__}: {raw!r}\nin pieces {pieces!r}", flush=True)
             raise
         done += 1
-        reasons = [step for step in whole if isinstance(step, str) and step in REASONS]
+        reasons = [step for step in whole if isinstance(step, str) and step in VERDICTS]
         verdicts[reasons[-1] if reasons else "read"] += 1
     faulthandler.cancel_dump_traceback_later()
     return verdicts

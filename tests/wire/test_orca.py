@@ -137,6 +137,7 @@ def test_what_is_written_reads_back(report: dict[str, float]) -> None:
         {"cpu_utilization": math.nan},
         {"mem_utilization": 1.5},
         {f"named_metrics.a{i}": 1.0 for i in range(MOST_FIGURES + 1)},
+        {f"named_metrics.{i:0100}": 1.0 for i in range(MOST_FIGURES)},
     ],
 )
 def test_what_would_be_refused_is_not_written(report: dict[str, float]) -> None:

@@ -98,7 +98,7 @@ def parse(value: bytes) -> dict[str, float]:
 
 def to_text(figures: Mapping[str, float]) -> str:
     """The header's value in the text format. Raises `BadLoad` for what `parse` would refuse."""
-    return "TEXT " + ", ".join(f"{name}={_written(value)}" for name, value in _checked(figures).items())
+    return _bounded("TEXT " + ", ".join(f"{name}={_written(value)}" for name, value in _checked(figures).items()))
 
 
 def to_json(figures: Mapping[str, float]) -> str:
@@ -111,7 +111,7 @@ def to_json(figures: Mapping[str, float]) -> str:
             said.setdefault(group, {})[rest] = number
         else:
             said[name] = number
-    return "JSON " + json.dumps(said, separators=(",", ":"))
+    return _bounded("JSON " + json.dumps(said, separators=(",", ":")))
 
 
 def report_fields(figures: Mapping[str, float]) -> dict[str, Any]:
@@ -256,6 +256,12 @@ def _checked(figures: Mapping[str, float]) -> Mapping[str, float]:
     for name, value in figures.items():
         _check(name, value)
     return figures
+
+
+def _bounded(value: str) -> str:
+    if len(value) > MOST_BYTES:
+        raise BadLoad(f"more than {MOST_BYTES} bytes")
+    return value
 
 
 def _shown(name: str) -> str:
