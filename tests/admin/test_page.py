@@ -16,6 +16,7 @@ import structlog
 
 from unjam.admin import page
 from unjam.core.balancer import Balancer
+from unjam.core.load import LoadReport
 from unjam.core.model import Lease, Request
 from unjam.core.spec import EndpointSpec, RegionSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry import logs
@@ -89,10 +90,52 @@ def test_the_balancers_own_snapshot_fits() -> None:
     balancer.apply(Topology({"auditor": ServiceSpec("auditor", versions)}, regions), 0.0)
     lease = balancer.offer(Request(balancer.services["auditor"], "POST /agents", 0.0, "acme", tokens=10), 0.0)
     assert isinstance(lease, Lease)
-    lease.endpoint.draining = True
+    balancer.drain(lease.endpoint, True, 4.0)
     text = Reader(page.render(balancer.snapshot(5.0), True, "")).text
-    for words in (f"{url} us 1 / 4 4 draining", f"POST /agents acme {url} fast 5.0 s", "0 of 1 endpoints usable"):
+    for words in (
+        f"{url} us slots as configured 1 / 4 4 draining",
+        f"POST /agents acme {url} fast 5.0 s",
+        "0 of 1 endpoints usable",
+    ):
         assert words in text, (words, text)
+
+
+def test_what_an_endpoint_reports_is_shown() -> None:
+    balancer = Balancer(random.Random(1))
+    specs = tuple(EndpointSpec(f"http://10.0.0.{n}:9000", cores=8, memory=16 << 30) for n in (1, 2, 3, 4))
+    balancer.apply(Topology({"auditor": ServiceSpec("auditor", (VersionSpec("v7", specs),))}), 0.0)
+    noisy, choked, liar, _ = balancer.services["auditor"].versions[0].endpoints.values()
+    lease = balancer.offer(Request(balancer.services["auditor"], "POST /agents", 0.0), 0.0)
+    assert isinstance(lease, Lease)
+    assert lease.endpoint is noisy
+    balancer.report(noisy, LoadReport(cpu=0.6, agent_cpu=0.1, memory_free=9 << 30), 1.0)
+    balancer.report(choked, LoadReport(cpu=0.97, agent_cpu=0.0, memory_free=4 << 30, source="header"), 1.0)
+    balancer.report(liar, LoadReport(cores=1e9), 1.0)
+    reader = Reader(page.render(balancer.snapshot(2.0), True, ""))
+    for words in (
+        "endpoint slots running CPU memory free available state",
+        f"{noisy.name} 8 cores · 16 GiB · slots by cores · reporter 1.0 s ago 1 / 16 10 % ours, 50 % others 9.0 GiB 4 "
+        "open others use 50 % of its CPU",
+        "slots adapted · header 1.0 s ago 0 / 1 0 % ours, 97 % others 4.0 GiB 0.4 no heavy work: others use 97 % of its CPU",
+        "0 / 16 not reported 8 reports refused: cores is 1e+09: it must be from 0 to 4096 1 reports refused",
+        "0 / 16 not reported 8 open",
+        "4 of 4 endpoints usable",
+        "CPU ours others",
+    ):
+        assert words in reader.text, (words, reader.text)
+    bars = [
+        {attributes["class"]: attributes["width"] for _, attributes in tags}
+        for tags in _groups([tag for tag in reader.tags if tag[0] in ("svg", "rect")])
+    ]
+    assert {"free": "100", "ours": "10.00", "others": "50.00"} in bars
+    pills = {attributes["class"] for tag, attributes in reader.tags if "pill" in (attributes.get("class") or "")}
+    assert pills == {"pill ok", "pill note", "pill warn"}, "notes are no alarms"
+
+
+def test_a_fleet_without_reports_has_no_columns_for_them() -> None:
+    text = show().text
+    assert "endpoint slots running available state" in text
+    assert "CPU" not in text
 
 
 def test_bars_have_the_right_lengths() -> None:

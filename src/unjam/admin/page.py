@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from unjam import __version__
+from unjam.core.spec import UNSIZED_SLOTS
+from unjam.telemetry import endpoints as read
 
 #: Endpoint rows of one version; the busiest and the troubled come first.
 MAX_ROWS = 100
@@ -19,9 +22,9 @@ MAX_REFRESH = 3600
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1b2330;--dim:#667085;--line:#e3e7ee;--fast:#2f7de1;
---heavy:#7a4fd0;--free:#e6eaf1;--ok:#177a4b;--okbg:#dff5e8;--warn:#8a5a00;--warnbg:#fdf0d0;--bad:#b3261e;--badbg:#fde3e1}
+--heavy:#7a4fd0;--ours:#2a9d8f;--others:#d9822b;--free:#e6eaf1;--ok:#177a4b;--okbg:#dff5e8;--warn:#8a5a00;--warnbg:#fdf0d0;--bad:#b3261e;--badbg:#fde3e1}
 @media(prefers-color-scheme:dark){:root{--bg:#11151c;--card:#1a202a;--ink:#e6eaf2;--dim:#93a0b4;--line:#2a3240;
---fast:#5a9cf2;--heavy:#a583ee;--free:#2a3240;--ok:#6fd6a0;--okbg:#153425;--warn:#f0c060;--warnbg:#3a2e10;--bad:#ff8f86;
+--fast:#5a9cf2;--heavy:#a583ee;--ours:#3fb8a8;--others:#e59a4c;--free:#2a3240;--ok:#6fd6a0;--okbg:#153425;--warn:#f0c060;--warnbg:#3a2e10;--bad:#ff8f86;
 --badbg:#44201d}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:14px/1.45 system-ui,sans-serif}
 header,main,footer{max-width:1180px;margin:0 auto;padding:0 20px}
@@ -32,17 +35,22 @@ h1{font-size:20px;margin:0;letter-spacing:-.01em}h2{font-size:16px;margin:0}h3{f
 .version{padding:10px 16px 14px}.version+.version{border-top:1px solid var(--line)}
 .row{display:flex;flex-wrap:wrap;gap:6px 14px;align-items:center;margin-bottom:6px}
 .dim{color:var(--dim)}.push{margin-left:auto}.num{font-variant-numeric:tabular-nums}
-.pill{border-radius:99px;padding:1px 9px;font-size:12px;font-weight:600;white-space:nowrap}
+.pill{display:inline-block;border-radius:10px;padding:1px 9px;font-size:12px;font-weight:600;overflow-wrap:anywhere}
 .ok{color:var(--ok);background:var(--okbg)}.warn{color:var(--warn);background:var(--warnbg)}
+.note{color:var(--dim);background:var(--free)}
 .bad{color:var(--bad);background:var(--badbg)}
 table{width:100%;border-collapse:collapse}th{font-weight:500;color:var(--dim);text-align:left;font-size:12px}
 th,td{padding:4px 10px 4px 0;vertical-align:middle}td.url{font-family:ui-monospace,monospace;font-size:12.5px;
 overflow-wrap:anywhere}.bar{width:34%}td.n,th.n{text-align:right;white-space:nowrap}
 svg{display:block;width:100%;height:10px;border-radius:5px}.free{fill:var(--free)}.fast{fill:var(--fast)}
 .heavy{fill:var(--heavy)}.key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
+.ours{fill:var(--ours)}.others{fill:var(--others)}.ko{background:var(--ours)}.kx{background:var(--others)}
+small{display:block;color:var(--dim);font:11.5px/1.35 system-ui,sans-serif}svg+small{margin-top:2px}
 .kf{background:var(--fast)}.kh{background:var(--heavy)}.ke{background:var(--free)}
 .e{table-layout:fixed}.e .n{width:11%}.e .s{width:22%}td.n{padding-right:18px}th.n{padding-right:18px}
-@media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}}
+.l .bar{width:14%}.l .n{width:8%}.l .f{width:9.5%}.l .s{width:22%}td .pill{margin:1px 0}
+@media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}.l .n{width:17%}.l .s{width:31%}
+.l td,.l th{padding-right:8px}th.f{white-space:normal}}
 a{color:var(--fast);text-decoration:none}a:hover{text-decoration:underline}
 footer{padding-top:4px;padding-bottom:30px;color:var(--dim);font-size:12.5px}
 """
@@ -73,7 +81,8 @@ def render(snapshot: Mapping[str, Any], ready: bool, why: str, refresh: int = DE
     endpoints = list(endpoints_of(snapshot))
     running = sum(endpoint.get("inflight", 0) for endpoint in endpoints)
     waiting = sum(sum(_queue(service).values()) for service in services.values())
-    usable = sum(_usable(endpoint) for endpoint in endpoints)
+    usable = sum(read.usable(endpoint) for endpoint in endpoints)
+    reports = any(read.has_load(endpoint) for endpoint in endpoints)
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>unjam</title>',
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">',
@@ -84,7 +93,9 @@ def render(snapshot: Mapping[str, Any], ready: bool, why: str, refresh: int = DE
         f'<span class="num"><b>{waiting}</b> <span class="dim">waiting</span></span>',
         f'<span class="num"><b>{usable}</b><span class="dim"> of {len(endpoints)} endpoints usable</span></span>',
         '<span class="push dim"><span class="key kf"></span>fast &nbsp;<span class="key kh"></span>heavy &nbsp;'
-        '<span class="key ke"></span>free slots</span></header><main>',
+        '<span class="key ke"></span>free slots',
+        ' &nbsp;<span class="key ko"></span>CPU ours &nbsp;<span class="key kx"></span>others' if reports else "",
+        "</span></header><main>",
     ]
     if not services:
         parts.append('<section class="card"><div class="head">No service is configured.</div></section>')
@@ -140,16 +151,18 @@ def _version(name: str, version: Mapping[str, Any], total: float) -> str:
         notes.append(str(breaker["why"]))
     endpoints = sorted(
         version.get("endpoints", ()),
-        key=lambda e: (_usable(e), -e.get("inflight", 0) / max(1, e.get("slots") or 1), e.get("name", "")),
+        key=lambda e: (read.usable(e), -e.get("inflight", 0) / max(1, e.get("slots") or 1), e.get("name", "")),
     )
-    rows = "".join(_endpoint(endpoint) for endpoint in endpoints[:MAX_ROWS])
+    loaded = any(read.has_load(endpoint) for endpoint in endpoints[:MAX_ROWS])
+    rows = "".join(_endpoint(endpoint, loaded) for endpoint in endpoints[:MAX_ROWS])
     more = (
         f'<p class="dim">and {len(endpoints) - MAX_ROWS} more, see <a href="/api/state">the state</a></p>'
         if len(endpoints) > MAX_ROWS
         else ""
     )
     table = (
-        '<table class="e"><thead><tr><th>endpoint</th><th class="bar">slots</th><th class="n">running</th>'
+        f'<table class="e{" l" if loaded else ""}"><thead><tr><th>endpoint</th><th class="bar">slots</th>'
+        f'<th class="n">running</th>{_LOAD_HEADS if loaded else ""}'
         f'<th class="n a">available</th><th class="s">state</th></tr></thead><tbody>{rows}</tbody></table>'
         if rows
         else '<p class="dim">no endpoints</p>'
@@ -160,16 +173,67 @@ def _version(name: str, version: Mapping[str, Any], total: float) -> str:
     )
 
 
-def _endpoint(endpoint: Mapping[str, Any]) -> str:
+_LOAD_HEADS = '<th class="bar">CPU</th><th class="n f">memory free</th>'
+
+
+def _endpoint(endpoint: Mapping[str, Any], loaded: bool) -> str:
+    """`loaded`: the table has columns for what reports say."""
     slots, running, heavy = endpoint.get("slots") or 0, endpoint.get("inflight", 0), endpoint.get("heavy", 0)
     region = f' <span class="dim">{escape(str(endpoint["region"]))}</span>' if endpoint.get("region") else ""
     available = endpoint.get("avail")
+    unsized = slots == UNSIZED_SLOTS and endpoint.get("slots_from") == "unknown"
+    load = f'<td class="bar">{_cpu(endpoint)}</td><td class="n f num">{_memory(endpoint)}</td>' if loaded else ""
     return (
-        f'<tr><td class="url">{escape(str(endpoint.get("name", "?")))}{region}</td>'
+        f'<tr><td class="url">{escape(str(endpoint.get("name", "?")))}{region}{_note(endpoint)}</td>'
         f'<td class="bar">{_bar(running - heavy, heavy, slots)}</td>'
-        f'<td class="n num">{running} / {slots}</td>'
+        f'<td class="n num">{running}{"" if unsized else f" / {slots}"}</td>{load}'
         f'<td class="n a num">{"" if available is None else _number(available)}</td><td>{_state(endpoint)}</td></tr>'
     )
+
+
+def _note(endpoint: Mapping[str, Any]) -> str:
+    """Below the URL: its size, where the slots come from, who reports and how long ago."""
+    cores, memory = read.number(endpoint.get("cores")), read.number(endpoint.get("memory"))
+    parts = [] if cores is None else [f"{_number(cores)} cores"]
+    parts += [] if memory is None else [read.size(memory)]
+    origin = _SLOTS_FROM.get(endpoint.get("slots_from", ""))
+    parts += [origin] if origin else []
+    parts += ["added by its reporter"] if endpoint.get("discovered") else []
+    parts += [f"{source.name} {_seconds(source.age)} ago" for source in read.sources(endpoint)]
+    return f"<small>{escape(' · '.join(parts))}</small>" if parts else ""
+
+
+_SLOTS_FROM = {
+    "configured": "slots as configured",
+    "cores": "slots by cores",
+    "memory": "slots by memory",
+    "adapted": "slots adapted",
+}
+
+
+def _cpu(endpoint: Mapping[str, Any]) -> str:
+    """What our requests use of its CPU, and what others do."""
+    ours, others = read.our_cpu(endpoint), read.number(endpoint.get("other_cpu"))
+    if not read.has_load(endpoint) or (ours is None and others is None):
+        return '<span class="dim">not reported</span>'
+    ours, others = _clip(ours or 0.0), _clip(others or 0.0)
+    ours = min(ours, 1.0 - others)
+    said = f"{100 * ours:.0f} % ours, {100 * others:.0f} % others"
+    return (
+        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="CPU: {said}">'
+        '<rect class="free" width="100" height="10"/>'
+        f'<rect class="ours" width="{100 * ours:.2f}" height="10"/>'
+        f'<rect class="others" x="{100 * ours:.2f}" width="{100 * others:.2f}" height="10"/></svg><small>{said}</small>'
+    )
+
+
+def _memory(endpoint: Mapping[str, Any]) -> str:
+    free = read.number(read.figure(endpoint, "memory_free"))
+    return "" if free is None else f"{read.size(free)}"
+
+
+def _clip(share: float) -> float:
+    return min(1.0, max(0.0, share))
 
 
 def _bar(fast: int, heavy: int, slots: int) -> str:
@@ -203,7 +267,7 @@ def _blocked(region: Mapping[str, Any]) -> str:
 
 
 def _share_bar(share: float) -> str:
-    width = 100 * min(1.0, max(0.0, share))
+    width = 100 * _clip(share)
     return (
         '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="free" width="100" '
         f'height="10"/><rect class="fast" width="{width:.2f}" height="10"/></svg>'
@@ -215,34 +279,26 @@ def _queue(service: Mapping[str, Any]) -> dict[str, int]:
     return {lane: queue[lane] for lane in ("fast", "heavy") if lane in queue}
 
 
-#: The balancer's words on an endpoint that are not, or not quite, trouble. All others are.
-_FINE = ("open",)
-_PARTLY = (
-    "full",
-    "draining",
-    "no more heavy work",
-    "warming up",
-    "failed lately",
-    "breaker ramping",
-    "used all the same",
-)
+_PILLS = {read.FINE: "ok", read.NOTE: "note", read.PARTLY: "warn", read.BAD: "bad"}
 
 
 def _state(endpoint: Mapping[str, Any]) -> str:
-    """Why it gets work or not, in the balancer's own words."""
-    return " ".join(
-        _pill("ok" if word in _FINE else "warn" if word.startswith(_PARTLY) else "bad", str(word))
-        for word in endpoint.get("why", ())
-    )
-
-
-def _usable(endpoint: Mapping[str, Any]) -> bool:
-    """Something may still be sent there, if not now then when a slot is free."""
-    return all(word != "draining" and word.startswith((*_FINE, *_PARTLY)) for word in endpoint.get("why", ()))
+    """Why it gets work or not, in the balancer's own words, and how many reports were not used."""
+    counts = read.tally(endpoint)
+    pills = [_pill(_PILLS[read.tone(word)], word) for word in read.words(endpoint)]
+    pills += [
+        _pill("note", f"{counts[result]} reports {result}") for result in ("refused", "late") if counts.get(result)
+    ]
+    return " ".join(pills)
 
 
 def _pill(tone: str, text: str) -> str:
-    return f'<span class="pill {tone}">{escape(text)}</span>'
+    return f'<span class="pill {tone}">{escape(_UNIT.sub(_STAY, text))}</span>'
+
+
+#: A space at which no line is broken, and where it is better than another.
+_STAY = "\u00a0"
+_UNIT = re.compile(r"(?<=\d) (?=[%sKMG])")
 
 
 def _number(value: float) -> str:

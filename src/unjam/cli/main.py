@@ -132,14 +132,22 @@ def status(
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
     as_json: Annotated[bool, typer.Option("--json", help="The state as the gateway tells it.")] = False,
+    why: Annotated[
+        str | None, typer.Option("--why", help="All that is known of one endpoint, in sentences.", metavar="URL")
+    ] = None,
 ) -> None:
     """Show what runs where, who waits, and why."""
     import json
 
     from unjam.cli.status import show
+    from unjam.cli.why import explain
 
+    if as_json and why is not None:
+        raise CliError("--json prints the whole state and --why one endpoint: give one of them.", USAGE)
     state = _client(admin, token).get("/api/state")
-    if as_json:
+    if why is not None:
+        explain(state, why)
+    elif as_json:
         typer.echo(json.dumps(state, indent=2))
     else:
         show(state)

@@ -3,7 +3,8 @@ so that it also works with a gateway that is a version older or newer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +12,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from unjam.core.spec import UNSIZED_SLOTS
+from unjam.telemetry import endpoints as read
 from unjam.telemetry.escape import printable
 
 #: Columns when nobody watches: a pipe has no width.
 PIPED_WIDTH = 160
+#: Below this many columns a table of endpoints leaves out what `unjam status --why` and `--json` tell too.
+NARROW = 148
+#: Columns that a long name may claim for itself.
+MOST_NAME = 40
 #: Endpoints shown per version; the busiest and those in trouble come first.
 MOST_ENDPOINTS = 50
 #: Long-running requests shown per service.
@@ -42,7 +49,7 @@ def _service(out: Console, name: str, service: Mapping[str, Any]) -> None:
     out.print(Text(_text(name), "bold").append(f"  {_summary(service)}", "not bold"), soft_wrap=True)
     for version_name, version in _items(service.get("versions")):
         out.print(Text("  ").append(_version_line(version_name, version)), soft_wrap=True)
-        out.print(Padding(_endpoints(version), (0, 0, 0, 4)))
+        out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4)))
     oldest = service.get("oldest") or []
     if oldest:
         out.print(Padding(_oldest(oldest[:MOST_OLDEST]), (0, 0, 0, 2)))
@@ -73,27 +80,97 @@ def _version_line(name: str, version: Mapping[str, Any]) -> Text:
     line.append(f"breaker {state}", "not bold" if state == "closed" else "bold red")
     if state != "closed":
         why = f" ({_text(breaker['why'])})" if breaker.get("why") else ""
-        left = f" for {_seconds(breaker['opens_for'])} more" if breaker.get("opens_for") else ""
+        left = f" for {seconds_of(breaker['opens_for'])} more" if breaker.get("opens_for") else ""
         line.append(f"{left}{why}", "red")
     if version.get("panic"):
         line.append(", too few are healthy: all are used", "bold red")
     return line
 
 
-def _endpoints(version: Mapping[str, Any]) -> Table:
-    table = _table("endpoint", ">running", ">heavy", ">slots", ">avail", ">served", ">failed", "why")
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """`>` in front of `title` aligns it to the right. `wide`: only where there is room (True), or only where there is
+    not (False). `known`: shown only when this is true of some endpoint of the table, so that a fleet without sizes and
+    reports has a short one; None: always."""
+
+    title: str
+    cell: Callable[[Mapping[str, Any]], str | Text]
+    wide: bool | None = None
+    known: Callable[[Mapping[str, Any]], bool] | None = None
+
+
+#: Where the number of slots comes from.
+_FROM = {"configured": "config", "cores": "cores", "memory": "memory", "adapted": "adapted"}
+_COLUMNS = (
+    _Column("endpoint", lambda e: Text(_text(e.get("name")))),
+    _Column(">running", lambda e: _number(e.get("inflight")), wide=True),
+    _Column(">running", lambda e: f"{_number(e.get('inflight'))} of {_slots(e)}", wide=False),
+    _Column(">heavy", lambda e: _number(e.get("heavy"))),
+    _Column(">slots", lambda e: _slots(e), wide=True),
+    _Column("from", lambda e: _FROM.get(_text(e.get("slots_from")), "–"), known=lambda e: _from(e) != "unknown"),
+    _Column(">cores", lambda e: _number(e.get("cores")), known=lambda e: e.get("cores") is not None),
+    _Column(">others", lambda e: _percent(e.get("other_cpu")) if read.has_load(e) else "–", known=read.has_load),
+    _Column(
+        ">mem free",
+        lambda e: _size(read.figure(e, "memory_free")),
+        known=lambda e: read.figure(e, "memory_free") is not None,
+    ),
+    _Column(">avail", lambda e: _number(e.get("avail")), wide=True),
+    _Column(">served", lambda e: _number(e.get("served")), wide=True),
+    _Column(">failed", lambda e: _number(e.get("failed")), wide=True),
+    _Column("reports", lambda e: _reports(e), wide=True, known=lambda e: e.get("load") is not None),
+    _Column("why", lambda e: _why(e)),
+)
+_STYLES = {read.FINE: "green", read.NOTE: "dim", read.PARTLY: "yellow", read.BAD: "bold red"}
+
+
+def _endpoints(version: Mapping[str, Any], narrow: bool) -> Table:
     endpoints = list(version.get("endpoints") or [])
-    endpoints.sort(key=lambda one: (one.get("why") == ["open"], -(one.get("inflight") or 0)))
-    for endpoint in endpoints[:MOST_ENDPOINTS]:
-        why = ", ".join(_text(word) for word in endpoint.get("why") or [])
-        table.add_row(
-            Text(_text(endpoint.get("name"))),
-            *(_number(endpoint.get(key)) for key in ("inflight", "heavy", "slots", "avail", "served", "failed")),
-            Text(why, "green" if why == "open" else "yellow"),
-        )
-    if len(endpoints) > MOST_ENDPOINTS:
-        table.add_row(f"… {len(endpoints) - MOST_ENDPOINTS} more", *[""] * 7)
+    endpoints.sort(key=lambda one: (read.untroubled(one), -(one.get("inflight") or 0)))
+    shown = endpoints[:MOST_ENDPOINTS]
+    columns = [
+        column
+        for column in _COLUMNS
+        if column.wide is not narrow and (column.known is None or any(map(column.known, shown)))
+    ]
+    table = _table(*(column.title for column in columns))
+    # Whole, so that they can be copied; what is said of them folds.
+    table.columns[0].min_width = min(MOST_NAME, max((len(_text(one.get("name"))) for one in shown), default=0))
+    for endpoint in shown:
+        table.add_row(*(column.cell(endpoint) for column in columns))
+    if len(endpoints) > len(shown):
+        table.add_row(f"… {len(endpoints) - len(shown)} more", *[""] * (len(columns) - 1))
     return table
+
+
+def _slots(endpoint: Mapping[str, Any]) -> str:
+    slots = endpoint.get("slots")
+    return "any" if slots == UNSIZED_SLOTS and _from(endpoint) == "unknown" else _number(slots)
+
+
+def _from(endpoint: Mapping[str, Any]) -> str:
+    return str(endpoint.get("slots_from") or "unknown")
+
+
+def _reports(endpoint: Mapping[str, Any]) -> Text:
+    """Who reports, with the age of the last one: `reporter 1.2 s`."""
+    if endpoint.get("load") is None:
+        return Text("–")
+    told = [f"{_text(source.name)} {seconds_of(source.age)}" for source in read.sources(endpoint)]
+    return Text(", ".join(told) or "none now")
+
+
+def _why(endpoint: Mapping[str, Any]) -> Text:
+    """The balancer's words, those of trouble in colour, and after them how many reports were not used."""
+    parts = [(_text(word), _STYLES[read.tone(word)]) for word in read.words(endpoint)] or [("–", "dim")]
+    counts = read.tally(endpoint)
+    parts += [
+        (f"{_number(counts[result])} reports {result}", "dim") for result in ("refused", "late") if counts.get(result)
+    ]
+    text = Text()
+    for number, (word, style) in enumerate(parts):
+        text.append(", " if number else "", "dim").append(word, style)
+    return text
 
 
 def _oldest(leases: list[Mapping[str, Any]]) -> Table:
@@ -101,8 +178,8 @@ def _oldest(leases: list[Mapping[str, Any]]) -> Table:
     for lease in leases:
         table.add_row(
             Text(_text(lease.get("bucket"))),
-            _seconds(lease.get("age")),
-            _seconds(lease.get("expected")),
+            seconds_of(lease.get("age")),
+            seconds_of(lease.get("expected")),
             *(Text(_text(lease.get(key))) for key in ("lane", "version", "endpoint", "tenant")),
         )
     return table
@@ -117,7 +194,7 @@ def _regions(regions: Mapping[str, Any]) -> Table:
             _percent(region.get("headroom")),
             _number(region.get("tokens_left")),
             _number(region.get("requests_left")),
-            Text(f"blocked for {_seconds(blocked)}" if blocked else "", "red"),
+            Text(f"blocked for {seconds_of(blocked)}" if blocked else "", "red"),
         )
     return table
 
@@ -146,11 +223,17 @@ def _number(value: Any) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
+def _size(value: Any) -> str:
+    found = read.number(value)
+    return "–" if found is None else read.size(found)
+
+
 def _percent(value: Any) -> str:
     return f"{value:.0%}" if isinstance(value, int | float) else "–"
 
 
-def _seconds(value: Any) -> str:
+def seconds_of(value: Any) -> str:
+    """A duration as short as may be: `1.2 s`, `14 s`, `3 min`, `2.5 h`."""
     if not isinstance(value, int | float):
         return "–"
     if value < 10:

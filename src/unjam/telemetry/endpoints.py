@@ -1,0 +1,143 @@
+"""What a snapshot says of one endpoint, read in one way for all who show it: status page, `unjam status`, metrics.
+
+Every key may be missing: the snapshot may come from a gateway that is a version older. What is missing is None, never a
+guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+#: What the balancer's word on an endpoint means for its work. NOTE: it explains a number and is no trouble. PARTLY: it
+#: gets less, or no heavy work, or nothing for a moment. BAD: it gets nothing.
+FINE: Final = "fine"
+NOTE: Final = "note"
+PARTLY: Final = "partly"
+BAD: Final = "bad"
+
+_PARTLY: Final = (
+    "full",
+    "draining",
+    "no more heavy work",
+    "no heavy work",
+    "warming up",
+    "failed lately",
+    "breaker ramping",
+    "used all the same",
+    "reports refused",
+    "says it is draining",
+)
+#: Of those, the ones with which nothing new is sent even to a free slot.
+_CLOSED: Final = ("draining", "says it is draining")
+
+
+def tone(word: str) -> str:
+    """Of one word of `why`: `FINE`, `NOTE`, `PARTLY` or `BAD`. A word that is not known here is bad."""
+    if word == "open":
+        return FINE
+    if word.startswith("others use") or (word.startswith("report ") and word.endswith(" old")):
+        return NOTE
+    return PARTLY if word.startswith(_PARTLY) else BAD
+
+
+def words(endpoint: Mapping[str, Any]) -> list[str]:
+    """`why`, with `open` in front where there are only notes."""
+    found = [str(word) for word in endpoint.get("why") or ()]
+    if found and all(tone(word) == NOTE for word in found):
+        return ["open", *found]
+    return found
+
+
+def untroubled(endpoint: Mapping[str, Any]) -> bool:
+    """It is open; there may be notes."""
+    return all(tone(word) in (FINE, NOTE) for word in words(endpoint))
+
+
+def usable(endpoint: Mapping[str, Any]) -> bool:
+    """Something may still be sent there, if not now then when a slot is free."""
+    return all(tone(word) != BAD and word not in _CLOSED for word in words(endpoint))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of reports: `name`, seconds since it measured, and its figures by the names of `LoadReport`."""
+
+    name: str
+    age: float
+    figures: Mapping[str, Any]
+
+
+def sources(endpoint: Mapping[str, Any]) -> list[Source]:
+    """The freshest first; empty without reports."""
+    load = endpoint.get("load")
+    told = load.get("sources") if isinstance(load, Mapping) else None
+    if not isinstance(told, Mapping):
+        return []
+    found = []
+    for name, report in told.items():
+        if isinstance(report, Mapping):
+            age = number(report.get("age"))
+            figures = {key: value for key, value in report.items() if key != "age"}
+            found.append(Source(str(name), 0.0 if age is None else age, figures))
+    return sorted(found, key=lambda source: source.age)
+
+
+def figure(endpoint: Mapping[str, Any], name: str) -> Any:
+    """What the freshest source that knows `name` says; None when none does."""
+    for source in sources(endpoint):
+        if source.figures.get(name) is not None:
+            return source.figures[name]
+    return None
+
+
+def tally(endpoint: Mapping[str, Any]) -> dict[str, int]:
+    """Reports by what was made of them: `accepted`, `refused`, `late`. Empty where none ever came."""
+    load = endpoint.get("load")
+    if not isinstance(load, Mapping):
+        return {}
+    return {result: load[result] for result in ("accepted", "refused", "late") if number(load.get(result)) is not None}
+
+
+def our_cpu(endpoint: Mapping[str, Any]) -> float | None:
+    """Share 0 .. 1 of its CPU that is put down to this gateway's requests: what is in use and not others', and no more
+    than its agent uses. None when no report says."""
+    used, agent = number(figure(endpoint, "cpu")), number(figure(endpoint, "agent_cpu"))
+    if used is None:
+        return agent
+    ours = max(0.0, used - (number(endpoint.get("other_cpu")) or 0.0))
+    return ours if agent is None else min(ours, agent)
+
+
+def has_load(endpoint: Mapping[str, Any]) -> bool:
+    return next(iter(sources(endpoint)), None) is not None
+
+
+def all_endpoints(state: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(service, version, the version's entry, the endpoint's entry) of everything in a snapshot."""
+    for service, entry in _items(state.get("services")):
+        for version, released in _items(entry.get("versions")):
+            for endpoint in released.get("endpoints") or ():
+                if isinstance(endpoint, Mapping):
+                    yield service, version, released, endpoint
+
+
+def number(value: Any) -> float | None:
+    """`value` when it is a number and not a truth value."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def size(count: float) -> str:
+    """Bytes as `120 MiB` or `1.2 GiB`: as the balancer's words have them."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.1f} {unit}" if unit == "GiB" and value < 10 else f"{value:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _items(mapping: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    if not isinstance(mapping, Mapping):
+        return []
+    return [(str(key), value) for key, value in mapping.items() if isinstance(value, Mapping)]
