@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from unjam.core.balancer import Balancer
+from unjam.core.load import LoadReport
 from unjam.core.model import Outcome, Reason, Request
 from unjam.core.spec import EndpointSpec, RegionSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry.collector import PIECE, Collector, render, render_slowly
@@ -33,6 +35,20 @@ def endpoint(name: str, **changes: Any) -> dict[str, Any]:
         "inflight": 3,
         "heavy": 1,
         "avail": 3.5,
+        "cores": 4.0,
+        "memory": 8 << 30,
+        "other_cpu": 0.25,
+        "load": {
+            "sources": {
+                "reporter": {"age": 1.5, "cpu": 0.5, "memory_free": 1 << 30},
+                "header": {"age": 9.0, "cpu": 0.9},
+            },
+            "accepted": 7,
+            "refused": 2,
+            "late": 1,
+            "problem": "",
+            "heavy_memory": 1 << 28,
+        },
         "healthy": True,
         "ejected": False,
         "draining": False,
@@ -50,6 +66,8 @@ def snapshot(endpoints: int = 2) -> dict[str, Any]:
                 "versions": {
                     "v7": {
                         "weight": 90.0,
+    stats.report("accepted")
+    stats.load_pull("metrics", "ok")
                         "share": 0.9,
                         "breaker": {"state": "ramping", "share": 0.25},
                         "endpoints": [endpoint(f"http://10.0.{n // 256}.{n % 256}:9000") for n in range(endpoints)],
@@ -113,6 +131,17 @@ def test_values_arrive(accept: str) -> None:
     assert value(found, "unjam_endpoint_inflight", **where) == 3
     assert value(found, "unjam_endpoint_available", **where) == 3.5
     assert value(found, "unjam_endpoint_healthy", **where) == 1
+    assert value(found, "unjam_endpoint_cores", **where) == 4
+    assert value(found, "unjam_endpoint_memory_bytes", **where) == 8 << 30
+    assert value(found, "unjam_endpoint_other_cpu", **where) == 0.25
+    assert value(found, "unjam_endpoint_cpu", **where) == 0.5
+    assert value(found, "unjam_endpoint_memory_free_bytes", **where) == 1 << 30
+    assert value(found, "unjam_endpoint_heavy_memory_bytes", **where) == 1 << 28
+    assert value(found, "unjam_endpoint_report_age_seconds", **where, source="reporter") == 1.5
+    assert value(found, "unjam_endpoint_report_age_seconds", **where, source="header") == 9
+    assert value(found, "unjam_endpoint_reports_total", **where, result="accepted") == 7
+    assert value(found, "unjam_endpoint_reports_total", **where, result="refused") == 2
+    assert value(found, "unjam_endpoint_reports_total", **where, result="late") == 1
     assert value(found, "unjam_region_headroom", region="us") == 0.75
     assert value(found, "unjam_open_fds") > 0
     assert value(found, "unjam_max_fds") > value(found, "unjam_open_fds")
@@ -221,12 +250,37 @@ def test_ten_thousand_endpoints_come_in_pieces(accept: str) -> None:
     assert body.count(b"\n# TYPE unjam_endpoint_slots ") == 1
 
 
+def test_an_endpoint_that_never_reported_has_no_figures_of_reports() -> None:
+    shot = snapshot(1)
+    (one,) = shot["services"]["auditor"]["versions"]["v7"]["endpoints"]
+    one.update(load=None, other_cpu=0.0, cores=None)
+    found = families(Collector(stats(), shot))
+    for name in ("other_cpu", "cpu", "memory_free_bytes", "report_age_seconds", "reports", "cores"):
+        assert found[f"unjam_endpoint_{name}"].samples == [], name
+
+
+def test_reports_that_were_all_refused_are_counted_and_give_no_figures() -> None:
+    shot = snapshot(1)
+    (one,) = shot["services"]["auditor"]["versions"]["v7"]["endpoints"]
+    one["load"] = {"sources": {}, "accepted": 0, "refused": 5, "late": 0, "problem": "cpu is not a number"}
+    found = families(Collector(stats(), shot))
+    where = {"service": "auditor", "version": "v7", "endpoint": one["name"]}
+    assert value(found, "unjam_endpoint_reports_total", **where, result="refused") == 5
+    for name in ("other_cpu", "cpu", "memory_free_bytes", "report_age_seconds"):
+        assert found[f"unjam_endpoint_{name}"].samples == [], name
+
+
 def test_the_balancers_own_snapshot_fills_every_gauge() -> None:
     balancer = Balancer(random.Random(1))
-    versions = (VersionSpec("v7", (EndpointSpec("http://10.0.0.1:9000", slots=4, region="us"),), weight=90.0),)
+    endpoint = EndpointSpec("http://10.0.0.1:9000", cores=2, memory=1 << 30, slots=4, region="us")
+    versions = (VersionSpec("v7", (endpoint,), weight=90.0),)
     regions = {"us": RegionSpec("us", tokens_per_minute=1e6)}
     balancer.apply(Topology({"auditor": ServiceSpec("auditor", versions)}, regions), 0.0)
-    balancer.offer(Request(balancer.services["auditor"], "POST /", 0.0, tokens=10), 0.0)
+    (reporting,) = balancer.services["auditor"].versions[0].endpoints.values()
+    idle = LoadReport(cpu=0.5, agent_cpu=0.0, memory_free=1 << 29, agent_memory=1 << 26)
+    balancer.report(reporting, idle, 0.0)
+    balancer.offer(Request(balancer.services["auditor"], "POST /", 0.0, tokens=10, lane_hint="heavy"), 0.0)
+    balancer.report(reporting, replace(idle, agent_memory=1 << 27), 0.5)
     balancer.trip("auditor", "v7", 1.0)
     found = families(Collector(GatewayStats(), balancer.snapshot(1.0)))
     for name, family in found.items():
