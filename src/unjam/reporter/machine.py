@@ -163,14 +163,14 @@ class Machine:
 
     def _own_cpu(self, limits: _Limits, taken: Taken | None, interval: _Interval) -> float | None:
         """Cores that the agent's processes used."""
-        if taken is None or interval.elapsed is None:
+        if taken is None:
             return None
         used = taken.cpu
         if limits.own_cpu is not None:
             # The group's count misses no child, however short its life.
             grown = interval.grown(limits.own_cpu, limits.groups.cpu_time(limits.own_cpu))
             used = used if grown is None else grown
-        return None if used is None else used / interval.elapsed
+        return None if used is None or interval.elapsed is None else used / interval.elapsed
 
     # Memory
 
