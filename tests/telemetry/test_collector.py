@@ -66,8 +66,6 @@ def snapshot(endpoints: int = 2) -> dict[str, Any]:
                 "versions": {
                     "v7": {
                         "weight": 90.0,
-    stats.report("accepted")
-    stats.load_pull("metrics", "ok")
                         "share": 0.9,
                         "breaker": {"state": "ramping", "share": 0.25},
                         "endpoints": [endpoint(f"http://10.0.{n // 256}.{n % 256}:9000") for n in range(endpoints)],
@@ -84,6 +82,8 @@ def stats() -> GatewayStats:
     stats.connections_open = 5
     stats.requests_total = 12
     stats.reject("bad_host")
+    stats.report("accepted")
+    stats.load_pull("metrics", "ok")
     service = stats.service("auditor")
     service.finished(True, Outcome.OK, 95.0, 0.34, 1.25)
     service.finished(False, Outcome.OK, 0.004, 0.0, 0.003)
