@@ -313,7 +313,7 @@ def read_load(pieces: Iterable[bytes]) -> Trace:
     if sum(map(len, figures)) < 2000:
         assert orca.parse(orca.to_text(figures).encode()) == figures
         assert orca.parse(orca.to_json(figures).encode()) == figures
-    return [figures, orca.report_fields(figures)]
+    return [figures, orca.report(figures)]
 
 
 def read_agent(pieces: Iterable[bytes]) -> Trace:

@@ -28,7 +28,7 @@ from tests.gateway.harness import gateway, in_loop, until
 from tests.gateway.processes import process
 from unjam.reporter.asgi import LoadHeaders
 from unjam.reporter.reading import Reading
-from unjam.wire.orca import HEADER, parse, report_fields
+from unjam.wire.orca import HEADER, parse, report
 
 NAME = HEADER.decode()
 LOAD = "/.well-known/unjam/load"
@@ -112,7 +112,7 @@ async def serving(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def told(response: httpx.Response) -> dict[str, Any]:
-    return report_fields(parse(response.headers[NAME].encode()))
+    return report(parse(response.headers[NAME].encode()))
 
 
 async def load(client: httpx.AsyncClient) -> dict[str, Any]:
@@ -221,7 +221,7 @@ async def test_a_websocket_is_in_flight_while_it_is_open() -> None:
         url = f"ws://127.0.0.1:{client.base_url.port}/socket"
         async with websockets.connect(url) as socket:
             assert socket.response is not None
-            assert report_fields(parse(socket.response.headers[NAME].encode())) == {"in_flight": 1}
+            assert report(parse(socket.response.headers[NAME].encode())) == {"in_flight": 1}
             await socket.send("hello")
             assert await socket.recv() == "hello"
             assert await load(client) == {"in_flight": 1}

@@ -12,7 +12,7 @@ import pytest
 
 from unjam.reporter.figures import Figures
 from unjam.reporter.reading import Reading
-from unjam.wire.orca import parse, report_fields
+from unjam.wire.orca import parse, report
 
 
 class Clock:
@@ -56,7 +56,7 @@ def join() -> None:
 
 
 def told(figures: Figures) -> dict[str, Any]:
-    return report_fields(parse(figures.header()))
+    return report(parse(figures.header()))
 
 
 def test_a_reading_is_told_until_the_next_and_made_no_more_often_than_every() -> None:

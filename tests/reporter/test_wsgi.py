@@ -19,7 +19,7 @@ import pytest
 from unjam.reporter.figures import PATH
 from unjam.reporter.reading import Reading
 from unjam.reporter.wsgi import LoadHeaders
-from unjam.wire.orca import HEADER, parse, report_fields
+from unjam.wire.orca import HEADER, parse, report
 
 NAME = HEADER.decode()
 PATIENCE = 20.0
@@ -139,7 +139,7 @@ def meanwhile(client: httpx.Client, path: str, times: int) -> Iterator[list[http
 
 
 def told(response: httpx.Response) -> dict[str, Any]:
-    return report_fields(parse(response.headers[NAME].encode()))
+    return report(parse(response.headers[NAME].encode()))
 
 
 def load(client: httpx.Client) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def test_a_server_that_forgets_to_close_is_forgiven() -> None:
     del body
     told_: list[Any] = []
     app(environ, lambda status, headers: told_.append(dict(headers)))
-    assert report_fields(parse(told_[0][NAME].encode())) == {"in_flight": 1}
+    assert report(parse(told_[0][NAME].encode())) == {"in_flight": 1}
 
 
 def test_closing_twice_counts_once() -> None:
@@ -233,7 +233,7 @@ def test_closing_twice_counts_once() -> None:
     bodies[0].close()
     seen: list[Any] = []
     app(environ, lambda status, headers: seen.append(dict(headers)))
-    assert report_fields(parse(seen[0][NAME].encode())) == {"in_flight": 2}
+    assert report(parse(seen[0][NAME].encode())) == {"in_flight": 2}
 
 
 def test_an_applications_own_header_stands_alone() -> None:

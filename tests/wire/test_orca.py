@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unjam.core.load import LoadReport
-from unjam.wire.orca import MOST_BYTES, MOST_FIGURES, BadLoad, figures, parse, report_fields, to_json, to_text
+from unjam.wire.orca import MOST_BYTES, MOST_FIGURES, BadLoad, figures, parse, report, to_json, to_text
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text("abcXYZ019_-./:", min_size=1, max_size=20)
@@ -157,17 +157,17 @@ def test_any_bytes_are_a_report_or_refused(value: bytes) -> None:
         except BadLoad:
             continue
         assert all(math.isfinite(figure) for figure in read.values())
-        LoadReport(**report_fields(read)).problem()
+        LoadReport(**report(read)).problem()
 
 
 @given(loads)
 def test_a_load_comes_back_through_both_formats(load: dict[str, float]) -> None:
     for write in (to_text, to_json):
-        assert report_fields(parse(write(figures(load)).encode())) == load
+        assert report(parse(write(figures(load)).encode())) == load
 
 
 def test_counts_come_back_whole() -> None:
-    back = report_fields(parse(b"TEXT named_metrics.in_flight=3.0, named_metrics.memory=17179869184"))
+    back = report(parse(b"TEXT named_metrics.in_flight=3.0, named_metrics.memory=17179869184"))
     assert back == {"in_flight": 3, "memory": 17179869184}
     assert all(isinstance(value, int) for value in back.values())
 
@@ -190,7 +190,7 @@ def test_counts_come_back_whole() -> None:
     ],
 )
 def test_what_a_report_makes_of_it(value: bytes, expected: dict[str, float]) -> None:
-    assert report_fields(parse(value)) == expected
+    assert report(parse(value)) == expected
 
 
 def test_envoy_is_told_the_memory_in_its_own_figure() -> None:

@@ -114,7 +114,7 @@ def to_json(figures: Mapping[str, float]) -> str:
     return _bounded("JSON " + json.dumps(said, separators=(",", ":")))
 
 
-def report_fields(figures: Mapping[str, float]) -> dict[str, Any]:
+def report(figures: Mapping[str, float]) -> dict[str, Any]:
     """What a load report (`LoadReport`) says of these figures, by the report's names; what it has no place for is left.
 
     `cpu_utilization` above 1 is all of the CPU. `mem_utilization` needs `named_metrics.memory` to be worth bytes, and
@@ -136,14 +136,10 @@ def report_fields(figures: Mapping[str, float]) -> dict[str, Any]:
     return fields
 
 
-#: The same, for callers who say `orca.report(…)`.
-report = report_fields
-
-
 def figures(load: Mapping[str, Any]) -> dict[str, float]:
     """The figures for a load (names as in a report's `load` object); what ORCA has no place for is left out.
 
-    `report_fields(figures(load))` gives those of `load` back.
+    `report(figures(load))` gives those of `load` back.
     """
     said: dict[str, float] = {}
     if (cpu := load.get("cpu")) is not None:
