@@ -49,11 +49,13 @@ class Machine(RuleBasedStateMachine):
         session=st.booleans(),
         regions=st.booleans(),
         share=st.sampled_from([0.5, 0.75, 1.0]),
+        sized=st.booleans(),
     )
-    def build(self, sizes: list[int], seed: int, session: bool, regions: bool, share: float) -> None:
+    def build(self, sizes: list[int], seed: int, session: bool, regions: bool, share: float, sized: bool) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
-        self.session, self.regions, self.share = session, regions, share
+        self.session, self.regions, self.share, self.sized = session, regions, share, sized
+        self.joined: list[Endpoint] = []
         self.balancer = Balancer(random.Random(seed))
         self.running: list[Lease] = []
         self.waiting: dict[Request, Ticket] = {}
@@ -62,10 +64,17 @@ class Machine(RuleBasedStateMachine):
 
     def apply_topology(self, sizes: list[int]) -> None:
         fleet = tuple(
-            EndpointSpec(f"http://e{i}", cores=slots, slots=slots, region=("r0", "r1")[i % 2] if self.regions else None)
+            EndpointSpec(
+                f"http://e{i}",
+                cores=slots,
+                memory=None if i % 2 else 8 << 30,
+                slots=slots if self.sized else None,
+                region=("r0", "r1")[i % 2] if self.regions else None,
+            )
             for i, slots in enumerate(sizes)
         )
         self.sizes = sizes
+        self.joined.clear()  # a plain library user's reload knows nothing of them
         rest: dict[str, Any] = {
             "lanes": LanesSpec(up_to=5.0, share=self.share),
             "queue": QueueSpec(max=12, timeout=20.0, tenant_share=0.5),
@@ -103,8 +112,12 @@ class Machine(RuleBasedStateMachine):
                 assert not endpoint.removed
                 assert endpoint not in decision.request.tried
                 assert endpoint.usable
-                if endpoint.ejected_until or not endpoint.healthy:
+                if endpoint.ejected_until or not endpoint.healthy or endpoint.silent or endpoint.load_state == "down":
                     assert decision.version.panic
+                assert endpoint.load_state != "draining"
+                if decision.heavy and not decision.promoted:
+                    assert endpoint.heavy <= endpoint.room
+                    assert not endpoint.barred
                 self.running.append(decision)
 
     @property
@@ -175,10 +188,72 @@ class Machine(RuleBasedStateMachine):
         self.take(self.balancer.drain(self.endpoints[at % len(self.endpoints)], draining, self.now))
         self.take(self.balancer.tick(self.now))
 
-    @rule(at=st.integers(0, 9), busy=st.sampled_from([0.0, 0.5, 1.0]))
-    def report(self, at: int, busy: float) -> None:
-        load = LoadReport(cpu=busy)
-        self.take(self.balancer.report(self.endpoints[at % len(self.endpoints)], load, self.now))
+    @rule(
+        at=st.integers(0, 9),
+        cpu=st.sampled_from([None, 0.0, 0.5, 0.97, 1.0]),
+        agent=st.sampled_from([None, 0.0, 0.4]),
+        free=st.sampled_from([None, 0, 1 << 30, 4 << 30]),
+        used=st.sampled_from([None, 1 << 28, 1 << 30]),
+        waiting=st.sampled_from([None, 0, 3]),
+        slots=st.sampled_from([None, None, 1, 3]),
+        state=st.sampled_from([None, None, "ready", "draining", "down"]),
+        age=st.sampled_from([0.0, 0.0, 4.0, 20.0, 60.0]),
+        source=st.sampled_from(["reporter", "header", "metrics"]),
+    )
+    def report(
+        self,
+        at: int,
+        cpu: float | None,
+        agent: float | None,
+        free: int | None,
+        used: int | None,
+        waiting: int | None,
+        slots: int | None,
+        state: str | None,
+        age: float,
+        source: str,
+    ) -> None:
+        load = LoadReport(
+            cpu=cpu,
+            agent_cpu=agent,
+            memory_free=free,
+            agent_memory=used,
+            in_flight=None if waiting is None else waiting + 2,
+            waiting=waiting,
+            slots=slots,
+            state=state,
+            age=age,
+            source=source,
+        )
+        endpoint = self.endpoints[at % len(self.endpoints)]
+        self.take(self.balancer.report(endpoint, load, self.now))
+        tally = endpoint.tally
+        assert tally is not None
+        assert bool(load.problem()) <= bool(tally.problem)
+        self.take(self.balancer.tick(self.now))
+
+    @precondition(lambda self: len(self.joined) < 3)
+    @rule(cores=st.sampled_from([None, 1, 4]))
+    def join(self, cores: int | None) -> None:
+        spec = EndpointSpec(f"http://j{len(self.joined)}", cores=cores)
+        version = self.balancer.services["main"].versions[0]
+        if spec.url not in version.endpoints:
+            self.joined.append(self.balancer.join("main", "v1", spec, self.now))
+            self.take(self.balancer.tick(self.now))
+
+    @precondition(lambda self: self.joined)
+    @rule()
+    def leave(self) -> None:
+        endpoint = self.joined.pop()
+        self.take(self.balancer.leave(endpoint, self.now))
+        assert endpoint.removed
+        self.take(self.balancer.tick(self.now))
+
+    @precondition(lambda self: self.joined)
+    @rule(silent=st.booleans())
+    def silence(self, silent: bool) -> None:
+        self.take(self.balancer.silence(self.joined[-1], silent, self.now))
+        self.take(self.balancer.tick(self.now))
 
     @rule(version=st.sampled_from(["v1", "v2"]), weight=st.sampled_from([0.0, 1.0, 9.0]))
     def weigh(self, version: str, weight: float) -> None:
@@ -220,6 +295,8 @@ class Machine(RuleBasedStateMachine):
                 assert version.usable == sum(e.usable for e in version.endpoints.values())
                 assert version.slots == sum(e.slots for e in version.endpoints.values() if e.usable)
                 assert version.healthy == sum(e.well for e in version.endpoints.values())
+                assert version.large == sum(e.slots > lanes.FEW for e in version.endpoints.values())
+                assert (version.heavy_cap is None) is (version.large > 0)
 
     @invariant()
     def the_queue_holds_what_waits(self) -> None:
@@ -260,6 +337,9 @@ class Machine(RuleBasedStateMachine):
         for endpoint in self.endpoints:
             self.take(self.balancer.drain(endpoint, False, self.now))
             self.take(self.balancer.set_health(endpoint, True, self.now))
+            ready = LoadReport(state="ready", memory_free=7 << 30, memory=8 << 30, weight=1.0)
+            self.take(self.balancer.report(endpoint, ready, self.now))
+            self.take(self.balancer.silence(endpoint, False, self.now))
         for _ in range(1000):
             while self.running:
                 self.ended += 1

@@ -71,9 +71,8 @@ def set_cap(version: Version, endpoint: Endpoint) -> None:
             endpoint.pool.touch(endpoint)
 
 
-def count(version: Version, endpoint: Endpoint, large: int) -> None:
-    """The version has `large` more endpoints of more than `FEW` slots than before, by `endpoint`."""
-    version.large += large
+def recap(version: Version, endpoint: Endpoint) -> None:
+    """An endpoint came, went or changed its size, and `version.large` is up to date: whose share counts may change."""
     if (version.large == 0) is not (version.heavy_cap is not None):
         set_caps(version)
     else:
@@ -85,9 +84,11 @@ def resize(version: Version, endpoint: Endpoint, slots: int) -> None:
     before, endpoint.slots = endpoint.slots, slots
     if endpoint.usable:
         add_slots(version, slots - before)
-    count(version, endpoint, (slots > FEW) - (before > FEW))
+    version.large += (slots > FEW) - (before > FEW)
     if endpoint.barred:
         set_caps(version)
+    else:
+        recap(version, endpoint)
     if endpoint.usable:
         endpoint.pool.touch(endpoint)
 

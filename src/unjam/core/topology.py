@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unjam.core.endpoint import Endpoint
-from unjam.core.lanes import FEW, add_slots, count, set_caps
+from unjam.core.lanes import FEW, add_slots, recap, set_caps
 from unjam.core.load import READY
 from unjam.core.model import Refusal
 from unjam.core.policies import POLICIES
@@ -190,7 +190,7 @@ class Reload:
         endpoint = self._add(version, spec, fresh=False)
         endpoint.discovered = True
         self._tidy(version)
-        count(version, endpoint, int(endpoint.slots > FEW))
+        recap(version, endpoint)
         version.service.reweigh(self.now)
         return endpoint
 
@@ -199,9 +199,10 @@ class Reload:
         version = endpoint.pool.version
         if version.endpoints.pop(endpoint.url, None) is None:
             return
+        version.large -= endpoint.slots > FEW
         self._remove_endpoint(endpoint)
         self._tidy(version)
-        count(version, endpoint, -int(endpoint.slots > FEW))
+        recap(version, endpoint)
         version.service.reweigh(self.now)
 
     def _endpoints(self, version: Version, spec: VersionSpec, fresh: bool) -> None:
@@ -229,6 +230,7 @@ class Reload:
             endpoint.removed = endpoint.draining = endpoint.drained = endpoint.silent = False
             endpoint.load_state = READY
         version.endpoints[endpoint.url] = endpoint
+        version.large += endpoint.slots > FEW
         pool.add(endpoint)
         self.health.joined(endpoint, self.now, warm_up=not fresh)
         return endpoint
