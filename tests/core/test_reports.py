@@ -102,6 +102,7 @@ def memory_report(free: int, agent: int, cpu: float = 0.1) -> LoadReport:
 def test_an_endpoint_without_memory_for_one_more_gets_no_heavy_work() -> None:
     made = balancer(service(fleet=endpoints(2, cores=8, memory=GIB)))
     teach(made, "/audit", 60.0)
+    teach(made, "/hello", 0.01)
     tight, roomy = fleet(made)
     made.report(tight, memory_report(300 * MIB, 100 * MIB), 0.0)
     made.report(roomy, memory_report(900 * MIB, 100 * MIB), 0.0)
