@@ -30,12 +30,15 @@ from unjam.admin.auth import hosts_for
 from unjam.admin.server import AdminServer
 from unjam.config import Config, ConfigError
 from unjam.config.schema import Listen
+from unjam.core.endpoint import Endpoint
 from unjam.core.spec import ServiceSpec
 from unjam.gateway import descriptors
 from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
 from unjam.gateway.gateway import Gateway
+from unjam.gateway.members import Members
 from unjam.gateway.news import News
+from unjam.gateway.reports import ReportConnection, Reports
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import TICK
 from unjam.gateway.upstream import Upstream
@@ -45,6 +48,9 @@ from unjam.telemetry import logs
 from unjam.telemetry.accesslog import AccessLog
 
 BACKLOG = 4096
+
+#: The reporters' listener among the `Server.listeners`, which are known by their addresses.
+REPORTERS = "reporters "
 
 #: Seconds that a TLS client has to answer our farewell: one that keeps its connection without reading must not hold up
 #: a drain.
@@ -64,6 +70,7 @@ class Listener:
     tls: ssl.SSLContext | None
     #: The port bound, which the system chose when the configuration said 0; 0 for a Unix socket.
     port: int
+    reporters: bool = False
 
     def close(self, unlink: bool = True) -> None:
         """Accept nothing more. The path of a Unix socket goes too, now: later it may be another gateway's."""
@@ -87,6 +94,9 @@ class Server:
         self.admin: AdminServer | None = None
         self._upstreams: dict[Any, Upstream] = {}
         self._watches: dict[Any, list[Watch[Any]]] = {}
+        self._contexts: dict[tuple[bool, str | None], ssl.SSLContext] = {}
+        self.members = Members(self.gateway, self._equip_joined, self._unequip)
+        self.reports = Reports(self.gateway, self.members)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
@@ -131,20 +141,20 @@ class Server:
     async def _listen(self, config: Config) -> dict[str, Listener]:
         """What `config` asks for and is not listened on like that, made ready beside what is in force. Raises OSError,
         ssl.SSLError; then nothing is left of it."""
+        wanted = _wanted(config)
         contexts = {
-            str(listen.address): _server_tls(listen.cert, listen.key)
-            for listen in config.listen
+            address: _server_tls(listen.cert, listen.key)
+            for address, listen in wanted.items()
             if listen.cert is not None
         }
         ready: dict[str, Listener] = {}
         try:
-            for listen in config.listen:
-                address = str(listen.address)
+            for address, listen in wanted.items():
                 if address not in self.listeners:
-                    ready[address] = await self._bind(listen, contexts.get(address))
+                    reporters = address.startswith(REPORTERS)
+                    ready[address] = await self._bind(listen, contexts.get(address), reporters)
             # Then those that exist: the same socket, so that nothing has to be free and no client is turned away.
-            for listen in config.listen:
-                address = str(listen.address)
+            for address, listen in wanted.items():
                 current = self.listeners.get(address)
                 tls = contexts.get(address)
                 if current is not None and (current.tls is not None or tls is not None):
@@ -161,7 +171,7 @@ class Server:
 
     def _swap(self, config: Config, ready: dict[str, Listener]) -> None:
         """Put in force what `_listen` made ready; close what it replaces and what is gone."""
-        wanted = {str(listen.address) for listen in config.listen}
+        wanted = _wanted(config)
         for address in [address for address in self.listeners if address not in wanted]:
             self.listeners.pop(address).close()
         for address, listener in ready.items():
@@ -170,23 +180,26 @@ class Server:
                 replaced.close(unlink=False)
             self.listeners[address] = listener
             if replaced is None or (replaced.tls is None) != (listener.tls is None):
-                self.gateway.log.info("listening", address=address, port=listener.port, tls=listener.tls is not None)
+                told: dict[str, Any] = {"address": str(listener.spec.address), "port": listener.port}
+                if listener.reporters:
+                    told["what"] = "reports"
+                self.gateway.log.info("listening", **told, tls=listener.tls is not None)
 
-    async def _bind(self, listen: Listen, tls: ssl.SSLContext | None) -> Listener:
+    async def _bind(self, listen: Listen, tls: ssl.SSLContext | None, reporters: bool) -> Listener:
         """Listen where nothing of ours does."""
-        accept, options = self._accepting(tls)
+        accept, options = self._accepting(tls, reporters)
         if listen.path is not None:
             await _clear(listen.path)
             server = await self.loop.create_unix_server(accept, listen.path, **options, **_KEEP_PATH)
-            return Listener(listen, [server], tls, 0)
+            return Listener(listen, [server], tls, 0, reporters)
         server = await self.loop.create_server(accept, listen.host, listen.port, **options)
-        return Listener(listen, [server], tls, int(server.sockets[0].getsockname()[1]))
+        return Listener(listen, [server], tls, int(server.sockets[0].getsockname()[1]), reporters)
 
     async def _bind_again(self, current: Listener, listen: Listen, tls: ssl.SSLContext | None) -> Listener:
         """Listen on the very sockets of `current`, with other TLS. A context of its own even for a renewed certificate:
         one that has loaded two of different kinds serves either."""
-        accept, options = self._accepting(tls)
-        again = Listener(listen, [], tls, current.port)
+        accept, options = self._accepting(tls, current.reporters)
+        again = Listener(listen, [], tls, current.port, current.reporters)
         try:
             for server in current.servers:
                 for bound in server.sockets:
@@ -201,13 +214,15 @@ class Server:
             raise
         return again
 
-    def _accepting(self, tls: ssl.SSLContext | None) -> tuple[Callable[[], ClientConnection], dict[str, Any]]:
+    def _accepting(
+        self, tls: ssl.SSLContext | None, reporters: bool
+    ) -> tuple[Callable[[], asyncio.Protocol], dict[str, Any]]:
         """What the loop is to do with connections, and how."""
         gateway = self.gateway
         secure = tls is not None
 
-        def accept() -> ClientConnection:
-            return ClientConnection(gateway, secure)
+        def accept() -> asyncio.Protocol:
+            return ReportConnection(self.reports) if reporters else ClientConnection(gateway, secure)
 
         options: dict[str, Any] = {"backlog": BACKLOG}
         if secure:
@@ -221,16 +236,15 @@ class Server:
     def _apply(self, config: Config, contexts: dict[tuple[bool, str | None], ssl.SSLContext]) -> None:
         """Put a configuration in force: atomically, between two requests. Raises ValueError; then nothing changes."""
         gateway = self.gateway
-        topology = config.topology()
+        topology = self.members.merge(config)
         now = monotonic()
         applied = gateway.balancer.apply(topology, now)
         gateway.settings = Settings.of(config)
         gateway.router.changed()
         gateway.stats.retain(set(topology.services))
         for endpoint in applied.removed:
-            for watch in self._watches.pop(endpoint, ()):
-                watch.stop()
-            self._upstreams.pop(endpoint).close()
+            self._unequip(endpoint)
+        self._contexts = contexts
         unwatched = []
         for service in gateway.balancer.services.values():
             for version in service.versions:
@@ -240,6 +254,8 @@ class Server:
                         if service.spec.health is None and not endpoint.healthy:
                             unwatched.append(endpoint)
         self.config = config
+        self.members.configured(config)
+        self.reports.configure(config.reporters)
         # Only now that all are equipped: what waits may be sent to any of them.
         gateway.carry_out(applied.refused_tickets, now)
         for endpoint in unwatched:  # nobody checks any more, so nobody would ever find it well again
@@ -275,6 +291,20 @@ class Server:
         self._upstreams[endpoint] = upstream
         upstream.tls = tls
         self._watches[endpoint] = renew(self._watches.get(endpoint, ()), upstream, service_spec, self._rng)
+
+    def _equip_joined(self, endpoint: Endpoint) -> None:
+        """As `_equip`, for one that joined under the configuration in force."""
+        version = endpoint.pool.version
+        spec = version.service.spec
+        self._equip(self.config, spec.name, version.name, endpoint, spec, self._contexts)
+
+    def _unequip(self, endpoint: Endpoint) -> None:
+        """It left: no more checks, and its connections end with their requests."""
+        for watch in self._watches.pop(endpoint, ()):
+            watch.stop()
+        upstream = self._upstreams.pop(endpoint, None)
+        if upstream is not None:
+            upstream.close()
 
     async def reload(self) -> list[str]:
         """Read the configuration again. Returns what was wrong; then the old one stays in force."""
@@ -333,6 +363,7 @@ class Server:
         self._ticks += 1
         if self._ticks % 10 == 0:
             self._news.tell()
+            self.members.tick()
             for upstream in self._upstreams.values():
                 if upstream.idle:
                     upstream.expire(self.gateway.now)
@@ -347,6 +378,7 @@ class Server:
             listener.close()
         deadline = monotonic() + gateway.settings.drain_timeout
         gateway.log.info("draining", connections=len(gateway.clients), leases=gateway.balancer.leases)
+        self.reports.close()
         for client in list(gateway.clients):
             client.drain()
         while gateway.clients and monotonic() < deadline:
@@ -362,6 +394,7 @@ class Server:
             listener.close()
         for client in list(gateway.clients):
             client.transport.abort()
+        self.reports.abort()
         for watches in self._watches.values():
             for watch in watches:
                 watch.stop()
@@ -406,16 +439,26 @@ class Server:
         await self.reload()
 
 
+def _wanted(config: Config) -> dict[str, Listen]:
+    """What a configuration asks for, by the name of the listener."""
+    wanted = {str(listen.address): listen for listen in config.listen}
+    reporters = config.reporters
+    if reporters is not None:
+        wanted[f"{REPORTERS}{reporters.listen}"] = Listen(address=reporters.listen, tls=reporters.tls)
+    return wanted
+
+
 def _endpoint_contexts(config: Config) -> dict[tuple[bool, str | None], ssl.SSLContext]:
     """TLS towards the endpoints, by what it is made of. Made before a configuration is put in force, so that one with
     authorities that don't load changes nothing. Raises OSError, ssl.SSLError."""
     contexts: dict[tuple[bool, str | None], ssl.SSLContext] = {}
     for service, found in config.services.items():
         for version, each in found.versions.items():
-            for endpoint in each.endpoints:
-                if not endpoint.url.startswith("https:"):
-                    continue
-                spec = config.endpoint_tls(service, version, endpoint.url)
+            urls = [endpoint.url for endpoint in each.endpoints if endpoint.url.startswith("https:")]
+            if each.discover is not None:
+                urls.append("https://joins.later")
+            for url in urls:
+                spec = config.endpoint_tls(service, version, url)
                 if (spec.verify, spec.ca) not in contexts:
                     context = ssl.create_default_context(cafile=spec.ca)
                     if not spec.verify:

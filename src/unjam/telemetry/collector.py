@@ -25,6 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 
 from unjam import __version__
+from unjam.telemetry import endpoints as read
 from unjam.telemetry.metrics import GatewayStats, Histogram, LaneStats, ServiceStats, max_fds, open_fds
 
 #: Samples rendered in one go: about a millisecond.
@@ -105,6 +106,7 @@ class Collector(registry.Collector):
             ("unjam_connections", "Client connections open now.", stats.connections_open),
             ("unjam_held_streams", "Streamed answers open now.", stats.held),
             ("unjam_tunnels", "WebSocket tunnels open now.", stats.tunnels_open),
+            ("unjam_endpoints_discovered", "Endpoints that reporters added.", stats.endpoints_discovered),
         ):
             yield from _gauge(name, help_, (), [((), value)])
         for name, help_, value in (
@@ -149,8 +151,8 @@ class Collector(registry.Collector):
         yield from _histogram(
             "unjam_first_byte_seconds", "Arrival to first byte.", services, lambda lane: lane.first_byte
         )
-        for name, help_, read in _PER_SERVICE:
-            yield from _counter(name, help_, ("service",), [((service.name,), read(service)) for service in services])
+        for name, help_, count in _PER_SERVICE:
+            yield from _counter(name, help_, ("service",), [((service.name,), count(service)) for service in services])
         yield from _counter(
             "unjam_sheds",
             "Requests refused by their service.",
@@ -219,18 +221,19 @@ class Collector(registry.Collector):
                 if "share" in version.get("breaker", {})
             ),
         )
+        endpoints = [
+            ((name, released, endpoint["name"]), endpoint)
+            for name, released, version in versions
+            for endpoint in version.get("endpoints", ())
+        ]
         for metric, help_, key in _PER_ENDPOINT:
             yield from _gauge(
                 metric,
                 help_,
                 (*labels, "endpoint"),
-                (
-                    ((name, released, endpoint["name"]), endpoint[key])
-                    for name, released, version in versions
-                    for endpoint in version.get("endpoints", ())
-                    if endpoint.get(key) is not None
-                ),
+                ((where, endpoint[key]) for where, endpoint in endpoints if endpoint.get(key) is not None),
             )
+        yield from self._reports([(where, endpoint) for where, endpoint in endpoints if endpoint.get("load")])
         yield from _gauge(
             "unjam_region_headroom",
             "Share of the region's quota that is left, 0 to 1.",
@@ -240,6 +243,53 @@ class Collector(registry.Collector):
                 for name, region in snapshot.get("regions", {}).items()
                 if "headroom" in region
             ),
+        )
+
+    def _reports(self, endpoints: list[tuple[tuple[str, str, str], Mapping[str, Any]]]) -> Iterator[Piece]:
+        """Of endpoints that report, or did."""
+        labels = ("service", "version", "endpoint")
+        yield from _gauge(
+            "unjam_endpoint_other_cpu",
+            "Share of its CPU that others than our requests use, as it counts now, 0 to 1.",
+            labels,
+            (
+                (where, endpoint["other_cpu"])
+                for where, endpoint in endpoints
+                if endpoint.get("other_cpu") is not None and read.has_load(endpoint)
+            ),
+        )
+        for metric, help_, key in _PER_REPORT:
+            yield from _gauge(
+                metric,
+                help_,
+                labels,
+                (
+                    (where, value)
+                    for where, endpoint in endpoints
+                    if (value := read.number(read.figure(endpoint, key))) is not None
+                ),
+            )
+        yield from _gauge(
+            "unjam_endpoint_heavy_memory_bytes",
+            "The most that one heavy request of the version was seen to need, bytes.",
+            labels,
+            (
+                (where, value)
+                for where, endpoint in endpoints
+                if (value := read.number(endpoint["load"].get("heavy_memory"))) is not None
+            ),
+        )
+        yield from _gauge(
+            "unjam_endpoint_report_age_seconds",
+            "Since the source last measured, seconds.",
+            (*labels, "source"),
+            (((*where, source.name), source.age) for where, endpoint in endpoints for source in read.sources(endpoint)),
+        )
+        yield from _counter(
+            "unjam_endpoint_reports",
+            "Reports of load, by what was made of them.",
+            (*labels, "result"),
+            (((*where, result), n) for where, endpoint in endpoints for result, n in read.tally(endpoint).items()),
         )
 
 
@@ -256,10 +306,18 @@ _PER_ENDPOINT = (
     ("unjam_endpoint_inflight", "Requests running on the endpoint.", "inflight"),
     ("unjam_endpoint_heavy", "Heavy requests among them.", "heavy"),
     ("unjam_endpoint_slots", "Requests it may run at once.", "slots"),
-    ("unjam_endpoint_available", "Capacity the policy reckons with: cores x warm-up x penalty.", "avail"),
+    ("unjam_endpoint_available", "Capacity the policy reckons with: cores x what others leave x warm-up.", "avail"),
+    ("unjam_endpoint_cores", "Cores it has, configured or found.", "cores"),
+    ("unjam_endpoint_memory_bytes", "Memory it has, configured or found, bytes.", "memory"),
     ("unjam_endpoint_healthy", "1 when active checks pass.", "healthy"),
     ("unjam_endpoint_ejected", "1 while it is out for failures in a row.", "ejected"),
     ("unjam_endpoint_draining", "1 while it takes nothing new.", "draining"),
+)
+
+#: Figures of reports, from the freshest source that knows them.
+_PER_REPORT = (
+    ("unjam_endpoint_cpu", "Share of its CPU in use by anybody, as reported, 0 to 1.", "cpu"),
+    ("unjam_endpoint_memory_free_bytes", "Memory that could still be used, as reported, bytes.", "memory_free"),
 )
 
 

@@ -163,7 +163,8 @@ class GatewayStats:
     and result.
 
     `requests_total` counts every request head read, refused or not; `rejects` those refused before they reached a
-    service (malformed, over a limit, not allowed), by reason. `held` and `tunnels_open` are gauges: streamed answers
+    service (malformed, over a limit, not allowed), by reason. `endpoints_discovered`: those there now that reporters
+    added. `held` and `tunnels_open` are gauges: streamed answers
     open right now, and WebSocket tunnels among them.
     """
 
@@ -171,6 +172,7 @@ class GatewayStats:
         "connections_open",
         "connections_refused",
         "connections_total",
+        "endpoints_discovered",
         "held",
         "load_pulls",
         "log_dropped",
@@ -191,6 +193,7 @@ class GatewayStats:
         self.connections_open = 0
         self.connections_refused = 0
         self.connections_total = 0
+        self.endpoints_discovered = 0
         self.held = 0
         self.load_pulls: dict[tuple[str, str], int] = {}
         self.log_dropped = 0
