@@ -10,6 +10,7 @@ import typer
 
 from unjam import __version__
 from unjam.cli.client import AdminClient
+from unjam.cli.report import ReportCommand, report
 from unjam.cli.trouble import REFUSED, USAGE, CliError, in_sentences, say
 
 app = typer.Typer(
@@ -214,6 +215,9 @@ def reload(admin: AdminUrl = LOCAL_ADMIN, token: AdminToken = None) -> None:
     """Have the gateway read its configuration file again, as SIGHUP does."""
     _client(admin, token).post("/api/reload", {})
     typer.echo("The new configuration is in force.")
+
+
+app.command(cls=ReportCommand, options_metavar="[OPTIONS] [-- COMMAND ...]")(report)
 
 
 @app.command("hash-key")
