@@ -217,6 +217,20 @@ def test_a_group_of_its_own_counts_children_that_no_look_would_find(kernel: Kern
     assert shares(of.read()) == (0.5, 0.5)
 
 
+def test_a_stranger_that_comes_into_the_agents_group_is_told_apart_at_once(kernel: Kernel) -> None:
+    kernel.process(7)
+    kernel.process(8)
+    kernel.member(7, "0::/a\n")
+    kernel.group("a", cpu_stat="usage_usec 0", cgroup_procs="7", memory_current=64 * MIB)
+    of = machine(kernel)
+    assert of.read().agent_memory == 64 * MIB
+    kernel.group("a", cpu_stat="usage_usec 4000000", cgroup_procs="7\n8")
+    kernel.pass_time(2.0, busy=(1.0, 1.0))
+    reading = of.read()
+    assert shares(reading) == (0.5, 0.0)
+    assert reading.agent_memory == 6 * MIB
+
+
 def test_a_group_with_strangers_in_it_is_not_the_agents(kernel: Kernel) -> None:
     kernel.process(7)
     kernel.process(8)

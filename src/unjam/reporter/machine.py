@@ -43,7 +43,8 @@ _COUNTED: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What bounds the agent; holds until it is read again."""
+    """What bounds the agent; holds until it is read again. `own_cpu`, `own_memory`: where its control group is counted,
+    when nobody else was in it."""
 
     groups: Groups
     cpus: frozenset[int] | None
@@ -167,9 +168,10 @@ class Machine:
             return None
         used = taken.cpu
         if limits.own_cpu is not None:
-            # The group's count misses no child, however short its life.
+            # The group's count misses no child, however short its life; but a stranger may have come in just now.
             grown = interval.grown(limits.own_cpu, limits.groups.cpu_time(limits.own_cpu))
-            used = used if grown is None else grown
+            if grown is not None and cgroup.holds_only(limits.own_cpu, taken.pids):
+                used = grown
         return None if used is None or interval.elapsed is None else used / interval.elapsed
 
     # Memory
@@ -196,7 +198,7 @@ class Machine:
     def _agent_memory(self, limits: _Limits, taken: Taken | None) -> int | None:
         if taken is None:
             return None
-        if limits.own_memory is not None:
+        if limits.own_memory is not None and cgroup.holds_only(limits.own_memory, taken.pids):
             # Counts every page once, also those that processes share, and those of the kernel on their behalf.
             used = limits.groups.memory_used(limits.own_memory)
             if used is not None:
