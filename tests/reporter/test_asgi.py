@@ -296,7 +296,7 @@ async def test_a_request_that_came_through_a_proxy_is_not_told_the_load() -> Non
 
 
 @in_loop
-async def test_behind_a_gateway_the_client_sees_neither_header_nor_load() -> None:
+async def test_a_gateway_heeds_the_load_and_its_client_sees_none_of_it() -> None:
     async with serving(LoadHeaders(Work().app())) as agent:
         assert NAME in (await agent.get("/quick")).headers
 
@@ -307,6 +307,8 @@ async def test_behind_a_gateway_the_client_sees_neither_header_nor_load() -> Non
             assert answer.text == "done"
             assert NAME not in answer.headers
             assert (await client.get(f"http://127.0.0.1:{running.port}{LOAD}")).status_code == 404
+            tally = running.endpoint(url).tally
+            assert (tally.accepted, tally.problem) == (1, "")
 
 
 @in_loop

@@ -134,8 +134,11 @@ def test_the_dead_are_looked_for_once_in_a_while(tmp_path: Path) -> None:
 
 
 def test_one_counter_for_one_file(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "counter")
-    assert shared(tmp_path / "counter") is shared(tmp_path / "link")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "same").symlink_to(tmp_path / "folder")
+    counter = shared(tmp_path / "folder" / "counter")
+    assert shared(str(tmp_path / "folder" / ".." / "same" / "counter")) is counter
+    assert shared(tmp_path / "folder" / "another") is not counter
 
 
 def test_a_file_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
@@ -144,6 +147,11 @@ def test_a_file_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a counter"):
         shared(notes)
     assert notes.read_text() == "keep me"
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(OSError, match="symbolic links"):
+        shared(tmp_path / "link")
+    assert (tmp_path / "empty").read_bytes() == b""
     with pytest.raises(OSError, match="directory"):
         shared(tmp_path)
     with pytest.raises(FileNotFoundError):

@@ -182,8 +182,10 @@ _opening = threading.Lock()
 
 def shared(path: str | os.PathLike[str]) -> Shared:
     """The counter in the file `path`: one object per file, because a process loses its locks with the first of its
-    descriptors of a file that is closed, and so none of them ever is."""
-    name = os.path.realpath(path)
+    descriptors of a file that is closed, and so none of them ever is. A symbolic link is not followed: in a folder
+    that others write to, it may be anybody's."""
+    folder, file = os.path.split(os.path.abspath(path))
+    name = os.path.join(os.path.realpath(folder), file)
     with _opening:
         if name not in _opened:
             _opened[name] = Shared(name)
