@@ -1,4 +1,6 @@
-"""An event loop whose clock jumps to the next timer when nothing is left to do: an hour of reports in a blink.
+"""Loops for tests of the reporter, which runs on asyncio's own: one of real time, and one that skips waiting.
+
+`skipping`: an event loop whose clock jumps to the next timer when nothing is left to do: an hour of reports in a blink.
 
 Real sockets work as ever: what was written on loopback is there before the loop looks again.
 """
@@ -39,6 +41,20 @@ class SkippingLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return super().time() + self._own.skipped
+
+
+def plain(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test in real time, within a minute."""
+
+    @functools.wraps(test)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(3 * PATIENCE):
+                await test(*args, **kwargs)
+
+        asyncio.run(bounded())
+
+    return wrapper
 
 
 def skipping(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

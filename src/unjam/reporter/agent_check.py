@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from unjam.reporter.change import others
 from unjam.wire.agentcheck import AgentState, render
@@ -91,8 +91,7 @@ class _Peer(asyncio.Protocol):
         self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)
         peers = self._owner._peers
         if len(peers) >= MOST_PEERS:
             transport.abort()
