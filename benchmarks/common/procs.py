@@ -128,6 +128,11 @@ class Process:
     def pids(self) -> list[int]:
         return tree(self._popen.pid)
 
+    @property
+    def ended(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._popen.poll()
+
     def check(self) -> None:
         """Raises RuntimeError, with the end of its log, when the program has died."""
         code = self._popen.poll()

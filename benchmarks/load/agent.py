@@ -1,12 +1,14 @@
 """An agent server that really works: each request burns the CPU seconds it asks for, and may hold memory meanwhile.
 
-    python -m benchmarks.load.agent [--port 0] [--hold-mib 100]
+    python -m benchmarks.load.agent [--port 0] [--hold-mib 100] [--ballast-mib 400] [--space-mib 600]
 
 `dur=0.4` in the body is CPU seconds of the thread that serves the request (not time on a clock: a crowded core makes
 it last longer), burnt outside the interpreter's lock, so that requests share a core as processes do. With `--hold-mib`
 a request for /audit takes that much memory, touches every page of it, and holds it for `dur` seconds without using the
-CPU. One thread for each connection. Prints one JSON line with its port. GET /log answers and forgets what was served:
-[nonce, arrived, ended] on the monotonic clock. Everything else is answered at once, health checks too.
+CPU; the agent says so in a line of its own when it begins. `--ballast-mib` is held all the time; `--space-mib` bounds
+the address space, and an agent that gets no memory then ends as if it were killed. One thread for each connection.
+Prints one JSON line with its port. GET /log answers and forgets what was served: [nonce, arrived, ended] on the
+monotonic clock. Everything else is answered at once, health checks too.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
+import resource
 import socketserver
 import threading
 import time
@@ -34,12 +38,23 @@ def burn(seconds: float) -> None:
         hashlib.pbkdf2_hmac("sha256", b"agent", b"salt", _ROUNDS)
 
 
-def hold(mib: int, seconds: float) -> None:
-    """`mib` MiB, every page touched, for that long."""
-    block = bytearray(mib << 20)
+def taken(mib: int) -> bytearray:
+    """`mib` MiB with every page touched. Ends this process when there is no more, as the kernel does where a control
+    group is the limit."""
+    try:
+        block = bytearray(mib << 20)
+    except MemoryError:
+        os._exit(137)
     for at in range(0, len(block), _PAGE):
         block[at] = 1
+    return block
+
+
+def hold(mib: int, seconds: float) -> None:
+    """Takes `mib` MiB for that long."""
+    block = taken(mib)
     time.sleep(seconds)
+    del block
 
 
 class Log:
@@ -108,6 +123,7 @@ class Handler(socketserver.StreamRequestHandler):
                 mark = _NONCE.search(body)
                 nonce = mark[0].decode() if mark else ""
                 if self.server.hold_mib and b" /audit" in line:
+                    print(json.dumps({"begun": nonce}), flush=True)
                     hold(self.server.hold_mib, float(seconds[1]))
                 else:
                     burn(float(seconds[1]))
@@ -129,13 +145,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="0: any")
     parser.add_argument("--hold-mib", type=int, default=0)
+    parser.add_argument("--ballast-mib", type=int, default=0)
+    parser.add_argument("--space-mib", type=int, default=0, help="0: no bound")
     given = parser.parse_args()
+    # Small stacks: address space is what may be bounded.
+    threading.stack_size(256 * 1024)
+    if given.space_mib:
+        resource.setrlimit(resource.RLIMIT_AS, (given.space_mib << 20, given.space_mib << 20))
+    ballast = taken(given.ballast_mib)
     with Server(given.port, given.hold_mib) as server:
         print(json.dumps({"port": server.socket.getsockname()[1]}), flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             pass
+    del ballast
 
 
 if __name__ == "__main__":
