@@ -478,7 +478,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(steps=steps, quota=st.sampled_from(["max 100000", "30000 100000", "150000 100000"]))
 def test_shares_are_shares_whatever_the_counters_say(
     tmp_path_factory: pytest.TempPathFactory,

@@ -27,6 +27,7 @@ from typing import Final
 from unjam.reporter import cgroup, files
 from unjam.reporter.cgroup import Groups, Quota
 from unjam.reporter.reading import Reading
+from unjam.reporter.system import system
 from unjam.reporter.tree import Agent, Taken
 
 #: Seconds after which limits, groups and affinity are read again: they change by an operator's hand.
@@ -35,10 +36,6 @@ LIMITS_EVERY: Final = 10.0
 #: The kernel counts CPU time in hundredths of a second: over less than this, shares are noise, and the last reading
 #: is given again.
 SHORTEST: Final = 0.05
-
-# Columns of a CPU's line in /proc/stat: proc_stat(5). Guests' time is in `user` already.
-_IDLE: Final = 3
-_COUNTED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +67,13 @@ class Machine:
     ) -> None:
         self._agent = agent
         self._proc = proc
+        self._system = system(proc)
         self._cgroups = cgroups
         self._clock = clock
         self._at: float | None = None
         self._latest = Reading()
         self._counters: dict[str, float] = {}
-        self._cpus: dict[int, tuple[int, int]] = {}
+        self._cpus: dict[int, tuple[float, float]] = {}
         self._limits: _Limits | None = None
         self._limits_at = 0.0
         self._limits_of: int | None = None
@@ -97,14 +95,12 @@ class Machine:
         limits = self._current_limits(now, taken)
         interval = _Interval(elapsed if elapsed is not None and elapsed > 0 else None, self._counters)
 
-        text = files.read(f"{self._proc}/stat")
-        idle, cpus = self._idle(text, limits.cpus)
+        seen = self._system.cpus()
+        idle, cpus = self._idle(seen.times, limits.cpus)
         cores = min([float(cpus), *(quota.cores for quota in limits.quotas)]) if cpus else None
         own = self._own_cpu(limits, taken, interval)
         cpu = _cpu_in_use(cores, idle, own, limits, interval)
-        info = files.table(files.read(f"{self._proc}/meminfo"))
-        memory, free = self._memory(limits, taken, info)
-        running = files.table(text).get(b"procs_running")
+        memory, free = self._memory(limits, taken)
         self._latest = Reading(
             cores=cores,
             memory=memory,
@@ -114,7 +110,7 @@ class Machine:
             agent_memory=self._agent_memory(limits, taken),
             pressure=self._pressure("cpu", limits, interval),
             memory_pressure=self._pressure("memory", limits, interval),
-            run_queue=None if running is None else float(max(0, running - 1)),
+            run_queue=None if seen.running is None else float(max(0, seen.running - 1)),
             open_files=None if taken is None else taken.open_files,
         )
         self._counters = interval.after
@@ -133,12 +129,12 @@ class Machine:
             return self._limits
         groups = Groups(whose, self._proc, self._cgroups)
         members = frozenset() if taken is None else taken.pids
-        total = files.table(files.read(f"{self._proc}/meminfo")).get(b"MemTotal")
+        total, _ = self._system.machine_memory()
         self._limits = _Limits(
             groups=groups,
             cpus=_allowed(files.read(f"{self._proc}/{whose}/status"), groups.cpus()),
             quotas=groups.quotas(),
-            memory=groups.memory_limits(None if total is None else total * 1024),
+            memory=groups.memory_limits(total),
             space=_address_space(files.read(f"{self._proc}/{whose}/limits")) if members else None,
             own_cpu=_only_ours(groups.own_count, members),
             own_memory=_only_ours(None if groups.memory is None else groups.memory.own, members),
@@ -148,12 +144,11 @@ class Machine:
 
     # CPU
 
-    def _idle(self, text: bytes | None, allowed: frozenset[int] | None) -> tuple[float | None, int]:
+    def _idle(self, lines: dict[int, tuple[float, float]], allowed: frozenset[int] | None) -> tuple[float | None, int]:
         """(CPUs' worth of idle time since the last read, number of CPUs), of those we may use."""
-        lines = _cpu_lines(text)
         # Containers may be shown other CPUs than they run on (lxcfs): all of those, then.
         mine = [cpu for cpu in lines if allowed is None or cpu in allowed] or list(lines)
-        idle = total = 0
+        idle = total = 0.0
         for cpu in mine:
             before = self._cpus.get(cpu)
             if before is not None and lines[cpu][1] > before[1]:
@@ -176,13 +171,11 @@ class Machine:
 
     # Memory
 
-    def _memory(self, limits: _Limits, taken: Taken | None, info: dict[bytes, int]) -> tuple[int | None, int | None]:
+    def _memory(self, limits: _Limits, taken: Taken | None) -> tuple[int | None, int | None]:
         """(limit, free), bytes: the least of the machine's, of every group's and of the agent's own."""
-        most, free = [], []
-        if (total := info.get(b"MemTotal")) is not None:
-            most.append(total * 1024)
-        if (available := info.get(b"MemAvailable")) is not None:
-            free.append(available * 1024)
+        total, available = self._system.machine_memory()
+        most = [] if total is None else [total]
+        free = [] if available is None else [available]
         for folder, limit in limits.memory:
             most.append(limit)
             if (used := limits.groups.memory_used(folder)) is not None:
@@ -253,23 +246,6 @@ def _cpu_in_use(
         return None
     could = min([cores, idle + own, *groups])
     return min(1.0, max(0.0, 1.0 - (could - own) / cores))
-
-
-def _cpu_lines(text: bytes | None) -> dict[int, tuple[int, int]]:
-    """(idle, all) ticks by CPU."""
-    found = {}
-    for line in (text or b"").splitlines():
-        if not line.startswith(b"cpu"):
-            break
-        words = line.split()
-        try:
-            ticks = [int(word) for word in words[1 : 1 + _COUNTED]]
-            if words[0] != b"cpu" and len(ticks) > _IDLE:
-                # Waiting for a disk leaves the CPU to whoever can use it.
-                found[int(words[0][3:])] = (ticks[_IDLE] + sum(ticks[_IDLE + 1 : _IDLE + 2]), sum(ticks))
-        except ValueError:
-            continue
-    return found
 
 
 def _allowed(status: bytes | None, cpuset: frozenset[int] | None) -> frozenset[int] | None:

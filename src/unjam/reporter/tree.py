@@ -7,16 +7,12 @@ the part of their life that fell into the interval. Nothing here raises because 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from unjam.reporter import files
-
-_TICK: Final = 1.0 / os.sysconf("SC_CLK_TCK")
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+from unjam.reporter.system import LEAST_AGE, Process, System, system
 
 #: Shares of a core for: looking for new children, looking at everything anew, memory and descriptors of the children,
 #: whether it is still this process that listens, and finding an agent that is gone (rare, and all else waits for it).
@@ -25,8 +21,6 @@ _EVERYTHING: Final = 0.0005
 _FIGURES: Final = 0.001
 _STILL: Final = 0.0005
 _LOST: Final = 0.02
-
-_LISTEN: Final = b"0A"
 
 
 class Allowance:
@@ -48,20 +42,6 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """What /proc/PID/stat says. `start`: ticks after boot; with the pid it is what makes a process itself. `own`:
-    seconds of CPU it used; `reaped`: seconds that children used which ended and were waited for. `space`: bytes of
-    address space."""
-
-    start: int
-    parent: int
-    dead: bool
-    own: float
-    reaped: float
-    space: int
-
-
-@dataclass(frozen=True, slots=True)
 class Taken:
     """What the agent's processes take. `cpu`: seconds of CPU since the previous read, None on the first. `memory`:
     bytes; `open_files`: descriptors; None where the kernel won't tell. `space`: address space of the largest of them,
@@ -80,14 +60,14 @@ class Agent:
     def __init__(
         self,
         find: Callable[[], int | None],
-        proc: str = "/proc",
+        of: System,
         cost: Callable[[], float] = time.thread_time,
     ) -> None:
         self._find = find
-        self._proc = proc
+        self._system = of
         self._cost = cost
-        self._root: tuple[int, int] | None = None  # pid and start
-        self._members: dict[int, int] = {}  # start by pid
+        self._root: tuple[int, float] | None = None  # pid and start
+        self._members: dict[int, float] = {}  # start by pid
         self._others: set[int] = set()
         self._before: dict[int, Process] = {}
         self._read_at: float | None = None
@@ -98,20 +78,20 @@ class Agent:
         self._figures = Allowance(_FIGURES)
         self._still = Allowance(_STILL, least=5.0)
         self._lost = Allowance(_LOST, least=0.25)
-        self._counted_at_once = _counts_at_once(proc)
 
     @classmethod
     def of_pid(cls, pid: int, proc: str = "/proc", cost: Callable[[], float] = time.thread_time) -> Agent:
         """The tree of this process. ProcessLookupError: there is none. Another one that gets its pid later isn't it."""
-        first = _process(proc, pid)
+        of = system(proc)
+        first = of.process(pid)
         if first is None:
             raise ProcessLookupError(f"there is no process {pid}")
 
         def find() -> int | None:
-            found = _process(proc, pid)
+            found = of.process(pid)
             return pid if found is not None and found.start == first.start and not found.dead else None
 
-        return cls(find, proc, cost)
+        return cls(find, of, cost)
 
     @classmethod
     def of_port(cls, port: int, proc: str = "/proc", cost: Callable[[], float] = time.thread_time) -> Agent:
@@ -119,7 +99,8 @@ class Agent:
         ValueError: no port."""
         if not 0 < port < 65536:
             raise ValueError(f"{port} is not a port: 1 to 65535")
-        return cls(lambda: listener(port, proc), proc, cost)
+        of = system(proc)
+        return cls(lambda: of.listener(port), of, cost)
 
     @property
     def pid(self) -> int | None:
@@ -132,7 +113,7 @@ class Agent:
         self._look_for_children(now)
         processes = {}
         for pid, start in list(self._members.items()):
-            found = _process(self._proc, pid)
+            found = self._system.process(pid)
             if found is None or found.start != start:
                 del self._members[pid]
             else:
@@ -146,8 +127,8 @@ class Agent:
             return None
         if self._figures.due(now) or self._memory is None:
             began = self._cost()
-            self._memory = _summed(_memory(self._proc, pid) for pid in processes)
-            self._files = _summed(self._open_files(pid) for pid in processes)
+            self._memory = _summed(self._system.memory(pid) for pid in processes)
+            self._files = _summed(self._system.open_files(pid) for pid in processes)
             self._figures.spent(now, self._cost() - began)
         space = max(process.space for process in processes.values())
         return Taken(cpu, self._memory, self._files, space, frozenset(processes))
@@ -161,7 +142,7 @@ class Agent:
             return
         began = self._cost()
         pid = self._find()
-        found = None if pid is None else _process(self._proc, pid)
+        found = None if pid is None else self._system.process(pid)
         asked.spent(now, self._cost() - began)
         if pid is None or found is None or found.dead:
             return  # whatever children are left are the agent's still
@@ -181,14 +162,14 @@ class Agent:
         everything = self._everything.due(now)
         if everything:  # a pid that was a stranger's may be a child's by now
             self._others = set()
-        listed = {int(name) for name in files.names(self._proc) or () if name.isdigit()}
+        listed = self._system.pids()
         self._others &= listed
         new: dict[int, Process] = {}
         for pid in listed:
             if (
                 pid not in self._others
                 and pid not in self._members
-                and (found := _process(self._proc, pid)) is not None
+                and (found := self._system.process(pid)) is not None
             ):
                 new[pid] = found
         more = True
@@ -218,15 +199,15 @@ class Agent:
                 heir = self._heir(was, processes)
                 counted[heir] = counted.get(heir, 0.0) + was.own + was.reaped
         used = 0.0
-        up = None
+        today = None
         for pid, process in processes.items():
             before = self._before.get(pid)
             if before is not None and _same(before, process):
                 used += max(0.0, process.own - before.own)
                 used += max(0.0, process.reaped - before.reaped - counted.get(pid, 0.0))
             else:
-                up = _uptime(self._proc) if up is None else up
-                age = max(_TICK, up - process.start * _TICK)
+                today = self._system.now() if today is None else today
+                age = max(LEAST_AGE, today - process.start)
                 used += (process.own + process.reaped) * min(1.0, elapsed / age)
         return used
 
@@ -237,114 +218,17 @@ class Agent:
             pid, steps = before.parent, steps - 1
         return pid
 
-    def _open_files(self, pid: int) -> int | None:
-        folder = f"{self._proc}/{pid}/fd"
-        if self._counted_at_once:
-            try:
-                return os.stat(folder).st_size
-            except OSError:
-                return None
-        found = files.names(folder)
-        return None if found is None else len(found)
-
 
 def listener(port: int, proc: str = "/proc") -> int | None:
-    """The pid of the process that listens on this local TCP port; None when there is none, or it is hidden from us.
-
-    When several hold the socket it is the one whose parent doesn't: a server's first process, not its workers. A
-    service manager that keeps the socket for the server isn't the server.
-    """
-    wanted = b"%04X" % port
-    sockets = set()
-    for name in ("tcp", "tcp6"):
-        for line in (files.read(f"{proc}/net/{name}") or b"").splitlines()[1:]:
-            words = line.split()
-            if len(words) > 9 and words[3] == _LISTEN and words[1].endswith(b":" + wanted):
-                sockets.add(f"socket:[{words[9].decode('ascii')}]")
-    if not sockets:
-        return None
-    holders: dict[int, Process] = {}
-    for name in files.names(proc) or ():
-        if name.isdigit() and _holds(f"{proc}/{name}/fd", sockets):
-            found = _process(proc, int(name))
-            if found is not None and not found.dead:
-                holders[int(name)] = found
-    managers = {pid for pid in holders if files.read(f"{proc}/{pid}/comm") in _MANAGERS}
-    if len(managers) < len(holders):
-        for pid in managers:
-            del holders[pid]
-    first = [pid for pid, found in holders.items() if found.parent not in holders]
-    return min(first, key=lambda pid: (holders[pid].start, pid), default=None)
-
-
-_MANAGERS: Final = frozenset({b"systemd\n", b"init\n"})
-
-
-def _holds(folder: str, sockets: set[str]) -> bool:
-    for name in files.names(folder) or ():
-        try:
-            if os.readlink(f"{folder}/{name}") in sockets:
-                return True
-        except OSError:
-            continue  # closed meanwhile
-    return False
-
-
-def _process(proc: str, pid: int) -> Process | None:
-    text = files.read(f"{proc}/{pid}/stat")
-    if not text:
-        return None
-    # The name is the program's own choice, brackets and blanks included: what follows the last bracket is the kernel's.
-    words = text[text.rfind(b")") + 1 :].split(None, 21)
-    try:
-        return Process(
-            start=int(words[19]),
-            parent=int(words[1]),
-            dead=words[0] in (b"Z", b"X"),
-            own=(int(words[11]) + int(words[12])) * _TICK,
-            reaped=(int(words[13]) + int(words[14])) * _TICK,
-            space=int(words[20]),
-        )
-    except (IndexError, ValueError):
-        return None
+    """The pid of the process that listens on this local TCP port; None when there is none, or it is hidden from us."""
+    return system(proc).listener(port)
 
 
 def _same(before: Process, now: Process | None) -> bool:
     return now is not None and now.start == before.start
 
 
-def _uptime(proc: str) -> float:
-    words = (files.read(f"{proc}/uptime") or b"").split()
-    try:
-        return float(words[0])
-    except (IndexError, ValueError):
-        return float("inf")  # nothing can be said of its age: none of its CPU time is known to be of the interval
-
-
-def _memory(proc: str, pid: int) -> int | None:
-    """Bytes of its own: resident without shared pages.
-
-    The exact figure (PSS: shared pages divided among those who share them) costs a walk through the page tables,
-    milliseconds per GiB. This one leaves shared libraries out and counts pages that a fork still shares with its parent
-    for both.
-    """
-    words = (files.read(f"{proc}/{pid}/statm") or b"").split()
-    try:
-        return max(0, int(words[1]) - int(words[2])) * _PAGE
-    except (IndexError, ValueError):
-        return None
-
-
 def _summed(figures: Iterable[int | None]) -> int | None:
     """None when not one is known: a process that just ended takes nothing, one that is hidden hides its part only."""
     known = [figure for figure in figures if figure is not None]
     return sum(known) if known else None
-
-
-def _counts_at_once(proc: str) -> bool:
-    """Whether this kernel (Linux 6.2 and later) says how many descriptors a process has without listing them."""
-    folder = f"{proc}/self/fd"
-    try:
-        return 0 < os.stat(folder).st_size == len(os.listdir(folder)) - 1  # the listing itself takes one
-    except OSError:
-        return False
