@@ -327,24 +327,32 @@ async def test_worker_processes_count_together_and_a_killed_ones_requests_are_go
     command = ["-m", "uvicorn", "app:app", "--workers", "2", "--port", "0", "--lifespan", "off"]
     async with process(*command, cwd=tmp_path) as server:
         port = int((await server.says(r"running on http://127.0.0.1:(\d+)")).group(1))
-        for _ in range(2):
-            await server.says(r"Started server process(?s:.*)Started server process")
-        holders: dict[int, int] = {}
-        open_: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        await server.says(r"Started server process(?s:.*)Started server process")
+        holders: list[int] = []
+        open_: list[asyncio.StreamWriter] = []
+
+        async def hold(how_many: int) -> None:
+            """One more request that stays, at whichever worker takes it."""
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            open_.append(writer)
+            writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert f"in_flight={how_many}".encode() in await reader.readuntil(b"\r\n\r\n")
+            holders.append(int((await reader.readuntil(b"\n\r\n")).split()[1]))
+
         try:
-            while len(holders) < 2:  # until both workers hold some
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                open_.append((reader, writer))
-                writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
-                head = await reader.readuntil(b"\r\n\r\n")
-                assert f"in_flight={len(open_)}".encode() in head
-                pid = int((await reader.readuntil(b"\n\r\n")).split()[1])
-                holders[pid] = holders.get(pid, 0) + 1
+            await hold(1)
+            victim = holders[0]
+            await hold(2)
+            # Now the other one has to take it.
+            os.kill(victim, signal.SIGSTOP)
+            await hold(3)
+            os.kill(victim, signal.SIGCONT)
+            lost = holders.count(victim)
+            assert 1 <= lost <= 2
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
                 for _ in range(4):  # whichever worker answers
                     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as other:
-                        assert await load(other) == {"in_flight": len(open_)}
-                victim, lost = holders.popitem()
+                        assert await load(other) == {"in_flight": 3}
                 os.kill(victim, signal.SIGKILL)
                 async with asyncio.timeout(20):
                     while True:
@@ -352,11 +360,11 @@ async def test_worker_processes_count_together_and_a_killed_ones_requests_are_go
                             answer = await client.get(LOAD)
                         except httpx.TransportError:
                             continue
-                        if answer.json()["in_flight"] == len(open_) - lost:
+                        if answer.json()["in_flight"] == 3 - lost:
                             break
                         await asyncio.sleep(0.01)
         finally:
-            for _, writer in open_:
+            for writer in open_:
                 writer.close()
             server.send(signal.SIGTERM)
             await server.exit_code()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 from wsgiref.util import FileWrapper
@@ -249,6 +250,18 @@ def test_the_machines_figures_are_told() -> None:
     with serving(LoadHeaders(Work(), machine=Machine(), waiting=lambda: 0, format="json")) as client:
         until(lambda: load(client) == {"cores": 8, "cpu": 0.5, "in_flight": 0, "waiting": 0})
         assert told(client.get("/quick")) == {"cores": 8, "cpu": 0.5, "in_flight": 1, "waiting": 0}
+
+
+def test_servers_that_share_a_file_count_together(tmp_path: Path) -> None:
+    one, two = Work(), Work()
+    file = tmp_path / "counter"
+    with serving(LoadHeaders(one, shared=file)) as first, serving(LoadHeaders(two, shared=file)) as second:
+        with meanwhile(first, "/hold", 2):
+            until(lambda: one.entered == 2)
+            assert told(second.get("/quick")) == {"in_flight": 3}
+            assert load(second) == {"in_flight": 2}
+            one.go.set()
+        until(lambda: load(second) == {"in_flight": 0})
 
 
 def test_a_request_that_came_through_a_proxy_is_not_told_the_load() -> None:
