@@ -139,7 +139,7 @@ def test_trouble_comes_before_notes(unjam: Unjam, admin: Any) -> None:
 
 
 def test_a_fleet_without_sizes_and_reports_has_a_short_table(unjam: Unjam, admin: Any) -> None:
-    admin.answer = state(UNKNOWN)
+    admin.answer = state(UNKNOWN, endpoint(9, cores=None, memory=None, slots=4, slots_from="configured"))
     header = unjam("status", "--admin", admin.url).stdout.splitlines()[4]
     assert " ".join(header.split()) == "endpoint running heavy slots avail served failed why"
 

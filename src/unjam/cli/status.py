@@ -107,7 +107,11 @@ _COLUMNS = (
     _Column(">running", lambda e: f"{_number(e.get('inflight'))} of {_slots(e)}", wide=False),
     _Column(">heavy", lambda e: _number(e.get("heavy"))),
     _Column(">slots", lambda e: _slots(e), wide=True),
-    _Column("from", lambda e: _FROM.get(_text(e.get("slots_from")), "–"), known=lambda e: _from(e) != "unknown"),
+    _Column(
+        "from",
+        lambda e: _FROM.get(_text(e.get("slots_from")), "–"),
+        known=lambda e: _from(e) not in ("unknown", "configured"),
+    ),
     _Column(">cores", lambda e: _number(e.get("cores")), known=lambda e: e.get("cores") is not None),
     _Column(">others", lambda e: _percent(e.get("other_cpu")) if read.has_load(e) else "–", known=read.has_load),
     _Column(
