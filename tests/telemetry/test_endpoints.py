@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from unjam.core.balancer import Balancer
+from unjam.core.load import LoadReport
 from unjam.core.spec import EndpointSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry import endpoints as read
 
@@ -102,3 +104,37 @@ def test_all_endpoints_of_a_real_snapshot() -> None:
 )
 def test_sizes(count: int, shown: str) -> None:
     assert read.size(count) == shown
+
+
+GIB = 1 << 30
+IDLE = LoadReport(cpu=0.02, agent_cpu=0.0, memory_free=12 * GIB, agent_memory=GIB)
+
+
+@pytest.mark.parametrize(
+    ("report", "later", "words", "tone"),
+    [
+        (IDLE, 0.0, ["open"], read.FINE),
+        (replace(IDLE, cpu=0.5), 0.0, ["open", "others use 50 % of its CPU"], read.NOTE),
+        (IDLE, 14.0, ["open", "report 14 s old"], read.NOTE),
+        (replace(IDLE, cpu=0.95), 0.0, ["no heavy work: others use 95 % of its CPU"], read.PARTLY),
+        (replace(IDLE, memory_free=GIB), 0.0, ["no heavy work: 1.0 GiB free, one needs 1.0 GiB"], read.PARTLY),
+        (replace(IDLE, cache=0.97), 0.0, ["no heavy work: its cache is 97 % full"], read.PARTLY),
+        (replace(IDLE, cpu=7.0), 0.0, ["reports refused: cpu is 7: it must be from 0 to 1"], read.PARTLY),
+        (replace(IDLE, state="draining"), 0.0, ["says it is draining"], read.PARTLY),
+        (replace(IDLE, state="down"), 0.0, ["says it is down"], read.BAD),
+        (replace(IDLE, memory_free=GIB // 8), 0.0, ["memory short: 128 MiB free"], read.BAD),
+        (replace(IDLE, weight=0.0), 0.0, ["asks for no work"], read.BAD),
+    ],
+)
+def test_a_real_balancers_words_on_reports(report: LoadReport, later: float, words: list[str], tone: str) -> None:
+    """The words come from the core; what they mean is decided here, and the two must not drift apart."""
+    balancer = Balancer(random.Random(1))
+    specs = tuple(EndpointSpec(f"http://10.0.0.{n}:9000", cores=8, memory=16 * GIB) for n in (1, 2, 3))
+    balancer.apply(Topology({"a": ServiceSpec("a", (VersionSpec("v1", specs),))}), 0.0)
+    one = next(iter(balancer.services["a"].versions[0].endpoints.values()))
+    balancer.report(one, report, 10.0)
+    balancer.tick(10.0 + later)
+    shown = balancer.snapshot(10.0 + later)["services"]["a"]["versions"]["v1"]["endpoints"][0]
+    assert read.words(shown) == words
+    assert read.tone(read.words(shown)[-1]) == tone
+    assert read.usable(shown) is one.usable
