@@ -148,6 +148,14 @@ async def test_what_makes_no_sense_is_counted_and_told_once_and_the_answer_goes_
 
 
 @in_loop
+async def test_the_binary_field_is_counted_and_stays_inside_too() -> None:
+    async with gateway(saying("CgVkYXRhMQ==", "endpoint-load-metrics-bin")) as running:
+        answer = await (await running.connect()).get()
+        assert not [key for key, _ in answer.headers if key.startswith("endpoint-load")]
+        assert running.gateway.stats.reports == {"bad_load": 1}
+
+
+@in_loop
 async def test_its_end_is_told_too() -> None:
     agent = saying("nonsense")
     async with gateway(agent) as running:
@@ -177,6 +185,27 @@ async def test_many_answers_are_a_few_reports() -> None:
         accepted = running.gateway.stats.reports["accepted"]
         assert count > 20
         assert 2 <= accepted <= took / 0.2 + 1
+
+
+@in_loop
+async def test_a_machine_that_is_measured_less_often_than_answers_come_is_believed() -> None:
+    """The count of requests is new in every answer, the rest is from some seconds ago: it is not made up for that."""
+    count = 0
+
+    async def answers(call: Call) -> None:
+        nonlocal count
+        count += 1
+        machine = "cpu_utilization=0.41, named_metrics.agent_cpu=0.2, named_metrics.memory_free=1000"
+        await call.answer(headers=f"endpoint-load-metrics: TEXT {machine}, named_metrics.in_flight={count}\r\n")
+
+    agent = Agent(answers)
+    async with gateway(agent) as running:
+        wire = await running.connect()
+        until = time.monotonic() + 0.7  # four headers are looked at
+        while time.monotonic() < until:
+            await wire.get()
+        assert running.gateway.stats.reports == {"accepted": 1}
+        assert told(running, agent).problem == ""
 
 
 @pytest.mark.parametrize("load", ["off", "{headers: off}"])

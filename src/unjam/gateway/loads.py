@@ -22,11 +22,12 @@ LATE: Final = "late"
 BAD_LOAD: Final = "bad_load"
 
 #: The field, and its forms of one encoding only.
-FIELDS: Final = (b"endpoint-load-metrics", b"endpoint-load-metrics-json", b"endpoint-load-metrics-bin")
+BINARY: Final = b"endpoint-load-metrics-bin"
+FIELDS: Final = (b"endpoint-load-metrics", b"endpoint-load-metrics-json", BINARY)
 PRESENT: Final = frozenset(FIELDS)
 
-#: Least seconds between two headers of one endpoint that are heeded; one that says the same again may wait longer,
-#: since nobody has measured anew.
+#: Least seconds between two headers of one endpoint that are heeded; one that says the same again, at least of the
+#: machine, waits longer, since nobody has measured anew.
 EVERY: Final = 0.2
 SAME_AGAIN: Final = 2.0
 
@@ -51,41 +52,53 @@ def problem_of(endpoint: Endpoint) -> str:
     return tally.problem if tally is not None else ""
 
 
+class Said:
+    """What the heads of one endpoint's answers last said. `at`: when one was read; `value`: what was in it; `machine`:
+    the machine's figures that the core has from there, and `machine_at` since when; `failing`: it made no sense."""
+
+    __slots__ = ("at", "failing", "machine", "machine_at", "value")
+
+    def __init__(self) -> None:
+        self.at = self.machine_at = float("-inf")
+        self.value = b""
+        self.machine: tuple[object, ...] = ()
+        self.failing = False
+
+
 def said(upstream: Upstream, known: dict[bytes, bytes], now: float) -> None:
     """An answer of this endpoint carries one of `FIELDS`: heed it, unless that was done a moment ago."""
-    if now < upstream.load_at + EVERY:
+    last = upstream.load
+    if now < last.at + EVERY or not upstream.endpoint.pool.version.service.spec.load.headers:
         return
-    value = b""
-    for field in FIELDS:
-        if field in known:
-            value = known[field]
-            if field == FIELDS[2]:
-                value = b"BIN " + value
-            break
-    if value == upstream.load_said and now < upstream.load_at + SAME_AGAIN:
+    field = next(field for field in FIELDS if field in known)
+    value = known[field]
+    if value == last.value and now < last.at + SAME_AGAIN:
         return
-    endpoint = upstream.endpoint
-    if not endpoint.pool.version.service.spec.load.headers:
-        return
-    upstream.load_at = now
-    upstream.load_said = value
-    gateway = upstream.gateway
-    problem = ""
+    last.at = now
+    last.value = value
     try:
-        figures = orca.report(orca.parse(value))
+        figures = orca.report(orca.parse(value if field != BINARY else b"BIN " + value))
     except orca.BadLoad as error:
-        problem, result = str(error), BAD_LOAD
-    else:
-        if not figures:
-            return
-        report = LoadReport(source="header", **figures)
-        result = hand_over(gateway, endpoint, report, now)
-        if result == BAD_LOAD:
-            problem = problem_of(endpoint)
+        _told(upstream, BAD_LOAD, str(error))
+        return
+    report = LoadReport(source="header", **figures)
+    machine = (report.cpu, report.agent_cpu, report.memory_free, report.agent_memory)
+    if machine == last.machine and report.cpu is not None and now < last.machine_at + SAME_AGAIN:
+        return  # a server measures itself less often than it answers: said twice is not measured twice
+    if figures:
+        last.machine = machine
+        last.machine_at = now
+        result = hand_over(upstream.gateway, upstream.endpoint, report, now)
+        _told(upstream, result, problem_of(upstream.endpoint) if result == BAD_LOAD else "")
+
+
+def _told(upstream: Upstream, result: str, problem: str) -> None:
+    """Count what became of it, and say when it begins to make no sense, and when it makes sense again."""
+    gateway = upstream.gateway
     gateway.stats.report(result)
-    if upstream.load_failing is not bool(problem):
-        upstream.load_failing = bool(problem)
+    if upstream.load.failing is not bool(problem):
+        upstream.load.failing = bool(problem)
         if problem:
-            gateway.log.warning("load_header", endpoint=endpoint.name, ok=False, why=problem)
+            gateway.log.warning("load_header", endpoint=upstream.endpoint.name, ok=False, why=problem)
         else:
-            gateway.log.info("load_header", endpoint=endpoint.name, ok=True)
+            gateway.log.info("load_header", endpoint=upstream.endpoint.name, ok=True)

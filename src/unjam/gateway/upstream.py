@@ -12,6 +12,7 @@ import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from unjam.gateway.loads import Said
 from unjam.wire.errors import Malformed
 from unjam.wire.http1 import RESPONSE_LIMITS, ChunkedReader, ResponseReader
 
@@ -45,9 +46,7 @@ class Upstream:
         "host",
         "host_line",
         "idle",
-        "load_at",
-        "load_failing",
-        "load_said",
+        "load",
         "markers",
         "port",
         "prompt",
@@ -64,10 +63,7 @@ class Upstream:
         self.tls = tls
         self.idle: list[UpstreamConnection] = []
         self.connections = 0
-        #: Of the load in its answers' heads: when it was last heeded, what it was, whether that made no sense.
-        self.load_at = float("-inf")
-        self.load_said = b""
-        self.load_failing = False
+        self.load = Said()
         url = endpoint.url
         self.unix_path: str | None = None
         self.host = "localhost"
