@@ -15,8 +15,8 @@ from unjam.config.engines import ENGINES
 from unjam.core.spec import MetricsSpec
 from unjam.gateway.scrape import MOST_WANTED, load_of, samples
 
-from .harness import Agent, Call, gateway, in_loop, until, until_gone
-from .told import listen, source, told, until_pulled
+from .harness import Agent, Call, Wire, gateway, in_loop, until, until_gone
+from .told import listen, source, told, until_pulled, until_ticked
 
 #: As vLLM writes it, two engines behind one server; shortened.
 VLLM = """\
@@ -276,6 +276,29 @@ async def test_a_reload_changes_what_is_asked_and_stops_it() -> None:
         wanted = asked("/health") + 4
         await until(lambda: asked("/health") >= wanted)
         assert asked("/other") == before
+
+
+@in_loop
+async def test_an_endpoint_that_joins_is_asked_until_it_leaves() -> None:
+    agent = await with_page(vllm()).start()
+    token = "a-token-of-reporters"
+    config = f"""reporters: {{listen: "127.0.0.1:0", token: {token}}}
+services: {{s: {{load: {{metrics: {{engine: vllm, interval: 40ms}}}}, versions: {{v: {{discover: true}}}}}}}}
+"""
+    async with gateway(agent, config=config) as running:
+        port = next(each.port for name, each in running.server.listeners.items() if name.startswith("reporters"))
+        wire = await Wire.connect(port)
+        running.wires.append(wire)
+        bearer = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        report = f'{{"service": "s", "url": "{agent.url}", "load": {{}}%s}}'
+        assert (await wire.post("/v1/report", (report % "").encode(), bearer)).status == 200
+        await until_pulled(running, "metrics", "ok", 2)
+        assert source(running, agent, "metrics")["in_flight"] == 4
+        leaving = (report % ', "state": "leaving"').encode()
+        assert (await wire.post("/v1/report", leaving, bearer)).status == 200
+        asked = len(agent.requests)
+        await until_ticked(running, 3)
+        assert len(agent.requests) <= asked + 1  # one may have been under way
 
 
 @in_loop

@@ -53,3 +53,10 @@ async def until_pulled(running: Running, name: str, result: str, more: int = 1) 
     pulls = running.gateway.stats.load_pulls
     wanted = pulls.get((name, result), 0) + more
     await until(lambda: pulls.get((name, result), 0) >= wanted)
+
+
+async def until_ticked(running: Running, times: int) -> None:
+    """Until the gateway has ticked so often: every 100 ms."""
+    for _ in range(times):
+        before = running.gateway.now
+        await until(lambda before=before: running.gateway.now != before)

@@ -20,7 +20,7 @@ from unjam.gateway.watch import Pull
 
 #: Bytes of a page, of the lines wanted in it, and of one of these.
 MOST: Final = 4 << 20
-MOST_WANTED: Final = 64 << 10
+MOST_WANTED: Final = 32 << 10
 MOST_LINE: Final = 4 << 10
 
 #: The classic text format: the others differ in what they may hold.
