@@ -37,7 +37,7 @@ h1{font-size:20px;margin:0;letter-spacing:-.01em}h2{font-size:16px;margin:0}h3{f
 .dim{color:var(--dim)}.push{margin-left:auto}.num{font-variant-numeric:tabular-nums}
 .pill{display:inline-block;border-radius:10px;padding:1px 9px;font-size:12px;font-weight:600;overflow-wrap:anywhere}
 .ok{color:var(--ok);background:var(--okbg)}.warn{color:var(--warn);background:var(--warnbg)}
-.note{color:var(--dim);background:var(--free)}
+.note{color:var(--ink);background:var(--free);font-weight:500}
 .bad{color:var(--bad);background:var(--badbg)}
 table{width:100%;border-collapse:collapse}th{font-weight:500;color:var(--dim);text-align:left;font-size:12px}
 th,td{padding:4px 10px 4px 0;vertical-align:middle}td.url{font-family:ui-monospace,monospace;font-size:12.5px;
@@ -49,7 +49,7 @@ small{display:block;color:var(--dim);font:11.5px/1.35 system-ui,sans-serif}svg+s
 .kf{background:var(--fast)}.kh{background:var(--heavy)}.ke{background:var(--free)}
 .e{table-layout:fixed}.e .n{width:11%}.e .s{width:22%}td.n{padding-right:18px}th.n{padding-right:18px}
 .l .bar{width:14%}.l .n{width:8%}.l .f{width:9.5%}.l .s{width:22%}td .pill{margin:1px 0}
-@media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}.l .n{width:17%}.l .s{width:31%}
+@media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}.l .n{width:15.5%}.l .s{width:30%}
 .l td,.l th{padding-right:8px}th.f{white-space:normal}}
 a{color:var(--fast);text-decoration:none}a:hover{text-decoration:underline}
 footer{padding-top:4px;padding-bottom:30px;color:var(--dim);font-size:12.5px}
@@ -200,7 +200,7 @@ def _note(endpoint: Mapping[str, Any]) -> str:
     parts += [origin] if origin else []
     parts += ["added by its reporter"] if endpoint.get("discovered") else []
     parts += [f"{source.name} {_seconds(source.age)} ago" for source in read.sources(endpoint)]
-    return f"<small>{escape(' · '.join(parts))}</small>" if parts else ""
+    return f"<small>{escape(' · '.join(part.replace(' ', _STAY) for part in parts))}</small>" if parts else ""
 
 
 _SLOTS_FROM = {
@@ -284,11 +284,8 @@ _PILLS = {read.FINE: "ok", read.NOTE: "note", read.PARTLY: "warn", read.BAD: "ba
 
 def _state(endpoint: Mapping[str, Any]) -> str:
     """Why it gets work or not, in the balancer's own words, and how many reports were not used."""
-    counts = read.tally(endpoint)
     pills = [_pill(_PILLS[read.tone(word)], word) for word in read.words(endpoint)]
-    pills += [
-        _pill("note", f"{counts[result]} reports {result}") for result in ("refused", "late") if counts.get(result)
-    ]
+    pills += [_pill("note", words) for words in read.unused(endpoint)]
     return " ".join(pills)
 
 

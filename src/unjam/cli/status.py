@@ -167,10 +167,7 @@ def _reports(endpoint: Mapping[str, Any]) -> Text:
 def _why(endpoint: Mapping[str, Any]) -> Text:
     """The balancer's words, those of trouble in colour, and after them how many reports were not used."""
     parts = [(_text(word), _STYLES[read.tone(word)]) for word in read.words(endpoint)] or [("–", "dim")]
-    counts = read.tally(endpoint)
-    parts += [
-        (f"{_number(counts[result])} reports {result}", "dim") for result in ("refused", "late") if counts.get(result)
-    ]
+    parts += [(words, "dim") for words in read.unused(endpoint)]
     text = Text()
     for number, (word, style) in enumerate(parts):
         text.append(", " if number else "", "dim").append(word, style)

@@ -117,12 +117,14 @@ def _says_who(endpoint: Endpoint) -> str:
         return ", as configured"
     by = next(source.name for source in read.sources(endpoint) if any(source.figures.get(name) for name in told))
     if all(read.figure(endpoint, name) == endpoint.get(name) for name in known):
-        return f", which is what its {_text(by)} says"
+        return f", which is what its {_SOURCES.get(by, _text(by))} says"
     figures = {"cores": _cores, "memory": read.size}
     said = " and ".join(figures[name](read.figure(endpoint, name)) for name in told)
-    return f"; its {_text(by)} says {said}"
+    return f"; its {_SOURCES.get(by, _text(by))} says {said}"
 
 
+#: Where a report is from, as a sentence has it.
+_SOURCES: Final = {"header": "answers' header", "metrics": "metrics page", "agent_check": "agent-check"}
 _SHARES: Final = (
     ("cpu", "{} of its CPU is in use"),
     ("agent_cpu", "{} by the agent itself"),

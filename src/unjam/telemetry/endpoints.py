@@ -100,6 +100,16 @@ def tally(endpoint: Mapping[str, Any]) -> dict[str, int]:
     return {result: load[result] for result in ("accepted", "refused", "late") if number(load.get(result)) is not None}
 
 
+def unused(endpoint: Mapping[str, Any]) -> list[str]:
+    """How many reports were not used, in words: `41 reports refused`."""
+    counts = tally(endpoint)
+    return [
+        f"{counts[result]:,} report{'' if counts[result] == 1 else 's'} {result}"
+        for result in ("refused", "late")
+        if counts.get(result)
+    ]
+
+
 def our_cpu(endpoint: Mapping[str, Any]) -> float | None:
     """Share 0 .. 1 of its CPU that is put down to this gateway's requests: what is in use and not others', and no more
     than its agent uses. None when no report says."""
