@@ -40,7 +40,8 @@ def show(made: dict[str, Any], given: argparse.Namespace) -> None:
     base = made["rows"][BASE]["figures"]
     columns = ["÷ base (95 % of bootstraps)", "mean", "heavy p99", "heavy mean", "hello p99"]
     columns += ["accepted", "refused", "late", f"≤ {LIMIT:g}"]
-    title = f"ρ {made['load']:g}, neighbours there {made['on']:g} s and away {made['off']:g} s"
+    title = f"ρ {made['load']:g}, neighbours take {made['part']:.0%}, there {made['on']:g} s and away {made['off']:g} s"
+    title += "" if made["appetite"] == 1.0 else f", requests use {made['appetite']:g} of a core"
     title += "" if made["sized"] else ", cores not configured"
     note = ", ".join(f"{x} {significant(base[x]['value'])} s" for x in FIGURES)
     results.table(f"{title}; {given.seeds} seeds of {given.count:,} requests", columns, rows, f"base: {note}")
@@ -51,11 +52,12 @@ def show(made: dict[str, Any], given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two scenarios, four seeds of a third of the requests")
+    parser.add_argument("--quick", action="store_true", help="one scenario, four seeds of a third of the requests")
     parser.add_argument("--seeds", type=int, default=12, help="how many")
     parser.add_argument("--count", type=int, default=20_000, help="requests of one script")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="names of rows, or their beginnings")
+    parser.add_argument("--scenarios", type=int, nargs="+", help="numbers, from 0; default all")
     parser.add_argument("--no-gateway", action="store_true", help="simulation only")
     parser.add_argument("--no-simulation", action="store_true", help="the real gateway only")
     given = parser.parse_args()
@@ -67,7 +69,8 @@ def main() -> None:
     failed = []
     if not given.no_simulation:
         began = time.monotonic()
-        scenarios = SCENARIOS[1::2] if given.quick else SCENARIOS
+        chosen = given.scenarios or ([1] if given.quick else range(len(SCENARIOS)))
+        scenarios = [SCENARIOS[n] for n in chosen]
         made = compare(scenarios, range(1, given.seeds + 1), given.count, given.processes, names)
         for each in made:
             show(each, given)

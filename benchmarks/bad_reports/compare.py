@@ -28,11 +28,14 @@ LIMIT = 1.05
 
 @dataclass(frozen=True)
 class Scenario:
-    """`sized`: the configuration gives the servers' cores; otherwise only reports tell them."""
+    """`sized`: the configuration gives the servers' cores; otherwise only reports tell them. `appetite`: part of a core
+    that a request uses; where that is little, `load` is of the slots (two for each core), otherwise of the cores that
+    the neighbours leave in the long run."""
 
     load: float
     neighbours: Neighbours
     sized: bool = True
+    appetite: float = 1.0
 
 
 #: Neighbours that come and go within the life of a report are where old news does the most harm.
@@ -41,6 +44,7 @@ SCENARIOS = (
     Scenario(0.9, Neighbours()),
     Scenario(0.9, Neighbours(on=30.0, off=60.0)),
     Scenario(0.7, Neighbours(), sized=False),
+    Scenario(0.8, Neighbours(part=0.75), appetite=0.1),
 )
 
 
@@ -68,8 +72,8 @@ def run(task: Task) -> dict[str, Any]:
     POLICIES.setdefault(WeightedLeastOutstanding.name, WeightedLeastOutstanding)
     row = next(r for r in ROWS if r.name == task.row)
     neighbours = task.scenario.neighbours
-    # Load is of what the neighbours leave in the long run.
-    cores = round(sum(FLEET) * (1.0 - neighbours.taken))
+    appetite = task.scenario.appetite
+    cores = round(sum(FLEET) * (1.0 - neighbours.taken)) if appetite == 1.0 else 2 * sum(FLEET)
     jobs = script(task.scenario.load, task.count, task.seed, cores, MIX)
     world = World(
         fleet(row.policy, sized=task.scenario.sized), FLEET, neighbours, row.make() if row.make else None, task.seed
@@ -165,6 +169,6 @@ def compare(
             }
         neighbours = scenario.neighbours
         about = {"load": scenario.load, "on": neighbours.on, "off": neighbours.off, "part": neighbours.part}
-        about["sized"] = scenario.sized
+        about |= {"sized": scenario.sized, "appetite": scenario.appetite}
         out.append({**about, "rows": made})
     return out

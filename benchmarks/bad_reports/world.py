@@ -1,6 +1,7 @@
 """Simulated servers that slow down when crowded, before the bare `Balancer`.
 
-Processor sharing: each request can use one core; beyond one per core all share what there is. On every server a
+Processor sharing: each request can use one core (or the part of it that is its appetite: agents that mostly wait for a
+model); beyond what the cores can give all share alike. On every server a
 neighbour comes and goes and takes part of the cores while it is there: at random times, which the balancer can learn
 only from reports. All is deterministic: the same jobs, neighbours and seed give the same decisions.
 """
@@ -58,10 +59,24 @@ class Neighbours:
 class Server:
     """`work`: virtual seconds of service that each request present since the start would have got."""
 
-    __slots__ = ("cores", "endpoint", "ends", "events", "n", "noisy", "now", "others_used", "part", "used", "work")
+    __slots__ = (
+        "appetite",
+        "cores",
+        "endpoint",
+        "ends",
+        "events",
+        "n",
+        "noisy",
+        "now",
+        "others_used",
+        "part",
+        "used",
+        "work",
+    )
 
-    def __init__(self, cores: int, part: float) -> None:
+    def __init__(self, cores: int, part: float, appetite: float) -> None:
         self.cores = float(cores)
+        self.appetite = appetite
         self.part = part
         self.noisy = False
         self.n = 0
@@ -83,14 +98,14 @@ class Server:
 
     def rate(self) -> float:
         """Seconds of service that each request gets in a second."""
-        return min(1.0, self.left / self.n) if self.n else 1.0
+        return min(1.0, self.left / (self.n * self.appetite)) if self.n else 1.0
 
     def advance(self, now: float) -> None:
         passed = now - self.now
         if passed > 0.0:
             rate = self.rate()
             self.work += passed * rate
-            self.used += passed * rate * self.n
+            self.used += passed * rate * self.n * self.appetite
             if self.noisy:
                 self.others_used += passed * self.cores * self.part
             self.now = now
@@ -131,11 +146,12 @@ class World:
         teller: Teller | None,
         seed: int,
         interval: float = 2.0,
+        appetite: float = 1.0,
     ) -> None:
         self.balancer = Balancer(random.Random(f"decisions/{seed}"))
         self.balancer.apply(Topology({spec.name: spec}), 0.0)
         self.service: Any = self.balancer.services[spec.name]
-        self.servers = [Server(c, neighbours.part) for c in cores]
+        self.servers = [Server(c, neighbours.part, appetite) for c in cores]
         self._by_name: dict[str, Server] = {}
         for i, server in enumerate(self.servers):
             server.endpoint = self.service.versions[0].endpoints[f"http://e{i}"]

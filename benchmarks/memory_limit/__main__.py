@@ -3,7 +3,7 @@
     python -m benchmarks.memory_limit [--quick] [--only unjam haproxy] [--rlimit]
 
 Two agents, each under a memory limit of 640 MiB (a control group where this machine lets us make one, otherwise a
-bound on the address space); in the first one's a neighbour holds 490 MiB. Each audit takes 100 MiB for a second and a
+bound on the address space); in the first one's a neighbour holds 505 MiB. Each audit takes 100 MiB for a second and a
 half: one fits beside the neighbour, two don't. The same script through each balancer in turn; what the kernel killed
 is counted and started again. About 5 minutes; --quick one.
 """

@@ -19,11 +19,11 @@ from .limits import MIB, Group, make_group
 
 @dataclass(frozen=True)
 class Sizes:
-    """MiB: limit of each agent, neighbour of the first, one audit. Beside the neighbour and an idle agent (about 20)
+    """MiB: limit of each agent, neighbour of the first, one audit. Beside the neighbour and an idle agent (about 10)
     one audit fits into the first agent's limit and two don't."""
 
     limit: int = 640
-    ballast: int = 490
+    ballast: int = 505
     audit: int = 100
 
 
