@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from unjam.reporter.change import WINDOW
 from unjam.reporter.link import Link
 from unjam.reporter.options import Options, parse
-from unjam.reporter.sidecar import Sidecar
+from unjam.reporter.sidecar import READ_EVERY, Sidecar
 
 from .gateways import TOKEN, FakeGateway
 
@@ -49,8 +50,10 @@ class Running:
 
 
 @asynccontextmanager
-async def sidecar(*arguments: str, gateways: tuple[FakeGateway, ...] = (), **figures: Any) -> AsyncIterator[Running]:
-    """One that reports to `gateways` about a `FakeMeter`, in this loop."""
+async def sidecar(
+    *arguments: str, gateways: tuple[FakeGateway, ...] = (), quick: float = 1.0, **figures: Any
+) -> AsyncIterator[Running]:
+    """One that reports to `gateways` about a `FakeMeter`, in this loop. `quick`: it reads that many times as often."""
     given = list(arguments)
     for gateway in gateways:
         given += ["--gateway", gateway.url]
@@ -61,7 +64,7 @@ async def sidecar(*arguments: str, gateways: tuple[FakeGateway, ...] = (), **fig
     chosen = options(*given)
     meter = FakeMeter(**figures)
     links = [Link(each, chosen.read_token, chosen.about, chosen.interval) for each in chosen.gateways]
-    made = Sidecar(chosen, meter, links, cost=lambda: 0.0)
+    made = Sidecar(chosen, meter, links, cost=lambda: 0.0, every=READ_EVERY / quick, window=WINDOW / quick)
     task = asyncio.create_task(made.run())
     try:
         yield Running(made, meter, task)

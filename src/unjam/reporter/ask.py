@@ -43,8 +43,8 @@ class AgentLoad:
 
     @property
     def tells(self) -> bool:
-        """Whether it has the route."""
-        return bool(self._figures)
+        """Whether it says how many requests it works on."""
+        return "in_flight" in self._figures
 
     def again(self) -> None:
         """The agent is another process, or none: what was known is not known."""

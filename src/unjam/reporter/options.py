@@ -156,8 +156,6 @@ def parse(arguments: Sequence[str], env: Mapping[str, str]) -> Options:
 def _whole_sense(options: Options, given: dict[str, Any], env: Mapping[str, str]) -> Options:
     if options.pid is not None and options.command:
         raise UsageError("give --pid or a COMMAND, not both: both name the agent's process.")
-    if options.pid is not None and options.port is not None:
-        raise UsageError("give --pid or --port, not both: both name the agent's process.")
     if not options.gateways and options.agent_check is None:
         raise UsageError("there is nobody to report to: give --gateway URL, or --agent-check HOST:PORT for HAProxy.")
     if options.gateways:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 from unjam.reporter.agent_check import AgentCheck, share
 from unjam.reporter.ask import AgentLoad
-from unjam.reporter.change import Window, news
+from unjam.reporter.change import WINDOW, Window, news
 from unjam.reporter.child import BY_SIGNAL, Child
 from unjam.reporter.link import DRAINING, LEAVING, READY, Link, Statement
 from unjam.reporter.options import Options
@@ -33,7 +33,7 @@ ALLOWED: Final = 0.003
 #: Seconds in which gateways have to take notice that the agent leaves; and after a second signal.
 FAREWELL: Final = 5.0
 HURRIED: Final = 1.0
-#: Seconds in which HAProxy has to ask once, so that it knows of the drain.
+#: Seconds in which a HAProxy that has asked before may ask again, so that it knows of the drain.
 ASKED_WITHIN: Final = 10.0
 
 #: Readings in which an agent's port answers and its process cannot be found, before it is taken to be hidden.
@@ -62,7 +62,8 @@ class Meter(Protocol):
 
 
 class Sidecar:
-    """`child`: the agent when it was started here. `cost`: seconds of CPU used so far by this thread."""
+    """`child`: the agent when it was started here. `cost`: seconds of CPU used so far by this thread. `every`: seconds
+    between readings; `window`: seconds over which shares are measured."""
 
     def __init__(
         self,
@@ -71,6 +72,8 @@ class Sidecar:
         links: Sequence[Link],
         child: Child | None = None,
         cost: Callable[[], float] = time.thread_time,
+        every: float = READ_EVERY,
+        window: float = WINDOW,
     ) -> None:
         self.options = options
         self.links = links
@@ -82,7 +85,8 @@ class Sidecar:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._changed = asyncio.Event()
-        self._window = Window()
+        self._every = every
+        self._window = Window(window)
         self._load: dict[str, Any] = {}
         #: None until it was looked for.
         self._present: bool | None = None
@@ -90,6 +94,8 @@ class Sidecar:
         self._unseen = 0
         self._costs: deque[float] = deque(maxlen=4)
         self._signals = 0
+        #: HAProxy has asked; and when it was first told to drain.
+        self._polled = False
         self._drain_told_at: float | None = None
         secure = options.url is not None and options.url.startswith("https://")
         self._agent = AgentLoad(options.port, secure) if options.port is not None else None
@@ -198,13 +204,10 @@ class Sidecar:
                 return False
         since = began
         if self._check is not None:
-            if self._drain_told_at is None:
-                # HAProxy may not be there at all; then gateways alone count.
-                waited = asyncio.get_running_loop().time() - began
-                if not self.links and waited < ASKED_WITHIN:
-                    return False
-            else:
+            if self._drain_told_at is not None:
                 since = self._drain_told_at
+            elif self._polled and asyncio.get_running_loop().time() - began < ASKED_WITHIN:
+                return False
         if self._agent is None or not self._agent.tells:
             return True
         return self._agent.figures(since).get("in_flight", 1) == 0
@@ -237,13 +240,13 @@ class Sidecar:
             load = self._meter.load()
             self._costs.append(self._cost() - began)
             # The cheapest: looking for the agent costs more, and is rare.
-            pause = min(READ_AT_MOST, max(READ_EVERY, min(self._costs) / ALLOWED))
+            pause = min(READ_AT_MOST, max(self._every, min(self._costs) / ALLOWED))
             self._notice()
             if self._present:
                 self._window.add(self._overridden(load), asyncio.get_running_loop().time())
             self._tell()
             self._changed.set()
-            await asyncio.sleep(pause if len(self._costs) > 2 else READ_EVERY)
+            await asyncio.sleep(pause if len(self._costs) > 2 else self._every)
 
     def _notice(self) -> None:
         """Whether the agent is there: its process can be seen, or at least somebody answers at its port."""
@@ -296,6 +299,7 @@ class Sidecar:
             link.say(statement, link.said is not None and bool(news(link.said.load, load)))
 
     def _told(self, state: AgentState) -> None:
+        self._polled = True
         if state.admin == "drain" and self._drain_told_at is None:
             self._drain_told_at = asyncio.get_running_loop().time()
             self._changed.set()
@@ -306,4 +310,4 @@ class Sidecar:
             if self._present or by_port:
                 await agent.ask(knock=by_port and self._seen_pid is None)
                 self._changed.set()
-            await asyncio.sleep(READ_EVERY if self._phase == DRAINING else self.options.interval)
+            await asyncio.sleep(self._every if self._phase == DRAINING else self.options.interval)
