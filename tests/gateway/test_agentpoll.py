@@ -63,7 +63,7 @@ async def beside(line: bytes, reads: bool = False, host: str = "127.0.0.1", port
 
 def configured(program: Beside, *urls: str, more: str = "", slots: str = "") -> str:
     endpoints = ", ".join(f"{{url: '{url}'{slots}}}" for url in urls)
-    load = f"load: {{agent_check: {{port: {program.port}, interval: 30ms{more}}}}}"
+    load = f"load: {{agent_check: {{port: {program.port}, interval: 60ms{more}}}}}"
     return f"services: {{s: {{{load}, versions: {{v: {{endpoints: [{endpoints}]}}}}}}}}\n"
 
 
@@ -133,7 +133,7 @@ async def test_a_line_can_be_sent_first() -> None:
         (b"500%\n", "a percentage is more than 256"),
         (b"", "hung up without an answer"),
         (b"x" * 2000, "longer than 1024 bytes"),
-        (b"silence", "no answer within 0.03 s"),
+        (b"silence", "no answer within 0.06 s"),
     ],
 )
 @in_loop
@@ -221,7 +221,7 @@ async def test_a_reload_that_switches_it_off_stops_asking() -> None:
         await call.answer()
 
     agent = await Agent(answers).start()
-    health = "health: {path: /health, interval: 30ms}"
+    health = "health: {path: /health, interval: 60ms}"
     off = f"services: {{s: {{{health}, versions: {{v: {{endpoints: ['{agent.url}']}}}}}}}}\n"
     async with beside(b"up\n") as program:
         config = configured(program, agent.url)

@@ -59,7 +59,7 @@ def with_page(page: bytes, status: int = 200) -> Agent:
     return Agent(answers)
 
 
-def configured(*agents: Agent, load: str = "{metrics: {engine: vllm, interval: 40ms}}", more: str = "") -> str:
+def configured(*agents: Agent, load: str = "{metrics: {engine: vllm, interval: 80ms}}", more: str = "") -> str:
     endpoints = ", ".join(f"{{url: '{agent.url}'}}" for agent in agents)
     return f"services: {{s: {{load: {load}, {more}versions: {{v: {{endpoints: [{endpoints}]}}}}}}}}\n"
 
@@ -210,7 +210,7 @@ async def broken(call: Call) -> None:
         (with_page(vllm(), 503).behaviour, "failed", "status 503"),
         (with_page(b"{}").behaviour, "failed", "the page has none of"),
         (with_page(vllm(running="NaN")).behaviour, "refused", "in_flight is not a number"),
-        (silent, "failed", "no answer within 0.04 s"),
+        (silent, "failed", "no answer within 0.08 s"),
         (broken, "failed", "bad_status_line"),
     ],
 )
@@ -255,8 +255,8 @@ async def test_an_endpoint_that_is_not_there() -> None:
 async def test_a_reload_changes_what_is_asked_and_stops_it() -> None:
     agent = await with_page(vllm()).start()
     configs = [
-        configured(agent, load="{metrics: {engine: vllm, interval: 40ms, path: /other}}"),
-        configured(agent, load="off", more="health: {path: /health, interval: 40ms}, "),
+        configured(agent, load="{metrics: {engine: vllm, interval: 80ms, path: /other}}"),
+        configured(agent, load="off", more="health: {path: /health, interval: 80ms}, "),
     ]
     top = "listen: 127.0.0.1:0\nadmin: off\naccess_log: off\n"
 
@@ -283,7 +283,7 @@ async def test_an_endpoint_that_joins_is_asked_until_it_leaves() -> None:
     agent = await with_page(vllm()).start()
     token = "a-token-of-reporters"
     config = f"""reporters: {{listen: "127.0.0.1:0", token: {token}}}
-services: {{s: {{load: {{metrics: {{engine: vllm, interval: 40ms}}}}, versions: {{v: {{discover: true}}}}}}}}
+services: {{s: {{load: {{metrics: {{engine: vllm, interval: 80ms}}}}, versions: {{v: {{discover: true}}}}}}}}
 """
     async with gateway(agent, config=config) as running:
         port = next(each.port for name, each in running.server.listeners.items() if name.startswith("reporters"))
