@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.reporter.kernel import GIB, HYBRID, MIB, V1, Kernel
 from unjam.reporter.machine import Machine
 from unjam.reporter.reading import Reading
+from unjam.reporter.system import Linux
 from unjam.reporter.tree import Agent
 
 
@@ -385,6 +386,22 @@ def test_an_agent_that_is_started_again(kernel: Kernel) -> None:
     assert (again.cores, shares(again)) == (1.0, (0.5, 0.5))
 
 
+def test_a_stranger_with_the_agents_pid_does_not_give_its_limits(kernel: Kernel) -> None:
+    kernel.process(7)
+    kernel.member(7, "0::/a\n")
+    kernel.group("a", cpu_max="200000 100000")
+    kernel.group("b", cpu_max="100000 100000")
+    of = machine(kernel)
+    of.read()
+    kernel.process(7, start=kernel.at)
+    kernel.member(7, "0::/b\n")
+    kernel.pass_time(11.0)
+    of.read()
+    kernel.pass_time(11.0)
+    reading = of.read()
+    assert (reading.cores, reading.agent_memory) == (2.0, None)
+
+
 def test_an_agent_elsewhere_leaves_the_machines_figures(kernel: Kernel) -> None:
     kernel.process(7)
     kernel.member(7, "0::/../agent\n")
@@ -543,17 +560,23 @@ def test_a_child_that_burns_is_the_agents_and_a_stranger_is_not() -> None:
         ours, beside = Machine(Agent.of_pid(os.getpid())), Machine(Agent.of_pid(quiet.pid))
         for of in (ours, beside):
             of.read()
+        began, before = time.monotonic(), Linux().process(burning.pid)
         time.sleep(0.6)
+        after, elapsed = Linux().process(burning.pid), time.monotonic() - began
         seen, seen_beside = ours.read(), beside.read()
     finally:
         for process in (burning, quiet):
             process.kill()
             process.communicate()
+    assert before is not None
+    assert after is not None
     assert seen.cores is not None
+    # Others may want the CPUs, too: what it got is told by the process itself.
+    burnt = (after.own - before.own) / elapsed / seen.cores
+    assert burnt > 0.0
     assert seen.agent_cpu is not None
-    # Others may want the CPUs, too: a fifth of one is little for a loop.
-    assert seen.agent_cpu > 0.2 / seen.cores
+    assert seen.agent_cpu > burnt / 2
     assert seen_beside.agent_cpu is not None
     assert seen_beside.cpu is not None
-    assert seen_beside.agent_cpu < 0.1 / seen.cores
-    assert seen_beside.cpu > 0.2 / seen.cores
+    assert seen_beside.agent_cpu < burnt / 2
+    assert seen_beside.cpu > burnt / 2

@@ -120,26 +120,30 @@ class Machine:
 
     def _current_limits(self, now: float, taken: Taken | None) -> _Limits:
         pid = None if self._agent is None else self._agent.pid
-        fresh = self._limits is not None and now - self._limits_at < LIMITS_EVERY
-        # An agent that is being started again comes back into the same group: until then, what held, holds.
-        if self._limits is not None and fresh and pid in (None, self._limits_of):
-            return self._limits
-        whose: int | str = pid or self._limits_of or "self"
-        if not files.read(f"{self._proc}/{whose}/cgroup") and self._limits is not None:
-            return self._limits
+        if self._limits is not None:
+            if pid is None and self._limits_of is not None:
+                # It is being started again and comes back into the same group: until then, what held, holds. Its pid
+                # may be a stranger's by now.
+                return self._limits
+            if pid == self._limits_of and now - self._limits_at < LIMITS_EVERY:
+                return self._limits
+        whose: int | str = "self" if pid is None else pid
+        status = files.read(f"{self._proc}/{whose}/status")
+        if status is None and self._limits is not None:
+            return self._limits  # it ended just now
         groups = Groups(whose, self._proc, self._cgroups)
         members = frozenset() if taken is None else taken.pids
         total, _ = self._system.machine_memory()
         self._limits = _Limits(
             groups=groups,
-            cpus=_allowed(files.read(f"{self._proc}/{whose}/status"), groups.cpus()),
+            cpus=_allowed(status, groups.cpus()),
             quotas=groups.quotas(),
             memory=groups.memory_limits(total),
             space=_address_space(files.read(f"{self._proc}/{whose}/limits")) if members else None,
             own_cpu=_only_ours(groups.own_count, members),
             own_memory=_only_ours(None if groups.memory is None else groups.memory.own, members),
         )
-        self._limits_at, self._limits_of = now, pid or self._limits_of
+        self._limits_at, self._limits_of = now, pid
         return self._limits
 
     # CPU

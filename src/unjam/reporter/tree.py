@@ -20,7 +20,7 @@ _CHILDREN: Final = 0.0015
 _EVERYTHING: Final = 0.0005
 _FIGURES: Final = 0.001
 _STILL: Final = 0.0005
-_LOST: Final = 0.02
+_LOST: Final = 0.003
 
 
 class Allowance:
