@@ -69,7 +69,11 @@ def test_who_listens(both: System) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert both.listener(port) == os.getpid()
+        assert both.listens(os.getpid(), port)
+        assert not both.listens(os.getppid(), port)
     assert both.listener(port) is None
+    assert not both.listens(os.getpid(), port)
+    assert not both.listens(NOBODY, port)
 
 
 def test_who_listens_on_version_6(both: System) -> None:

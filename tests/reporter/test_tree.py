@@ -366,6 +366,17 @@ def test_processes_that_come_and_go_all_the_time_do_no_harm() -> None:
         thread.join()
 
 
+def test_a_connection_is_no_listener(kernel: Kernel) -> None:
+    kernel.process(7)
+    kernel.listen(7, 9000, 4711)
+    table = (kernel.proc / "net/tcp").read_text()
+    kernel.put("proc/net/tcp", table.replace(" 0A ", " 01 "))
+    assert listener(9000, str(kernel.proc)) is None
+    kernel.put("proc/net/tcp", "")
+    kernel.put("proc/net/tcp6", table.replace("0100007F", "0" * 32))
+    assert listener(9000, str(kernel.proc)) == 7
+
+
 def test_a_port_on_which_nobody_listens() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound, so that no other test gets it; but not listening

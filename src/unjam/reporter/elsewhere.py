@@ -51,15 +51,18 @@ class Elsewhere:
         except (psutil.Error, OSError):
             return None
 
+    def listens(self, pid: int, port: int) -> bool:
+        try:
+            # Of each process, not of all at once: that takes a superuser here, and names one holder of several.
+            sockets = psutil.Process(pid).net_connections("tcp")
+        except (psutil.Error, OSError):
+            return False
+        return any(socket.status == psutil.CONN_LISTEN and socket.laddr.port == port for socket in sockets)
+
     def listener(self, port: int) -> int | None:
         holders: dict[int, Process] = {}
         for pid in psutil.pids():
-            try:
-                # Of each process, not of all at once: that takes a superuser here, and names one holder of several.
-                sockets = psutil.Process(pid).net_connections("tcp")
-            except (psutil.Error, OSError):
-                continue
-            if any(socket.status == psutil.CONN_LISTEN and socket.laddr.port == port for socket in sockets):
+            if self.listens(pid, port):
                 found = self.process(pid)
                 if found is not None and not found.dead:
                     holders[pid] = found

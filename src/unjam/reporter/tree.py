@@ -100,7 +100,15 @@ class Agent:
         if not 0 < port < 65536:
             raise ValueError(f"{port} is not a port: 1 to 65535")
         of = system(proc)
-        return cls(lambda: of.listener(port), of, cost)
+        last: int | None = None
+
+        def find() -> int | None:
+            nonlocal last
+            if last is None or not of.listens(last, port):  # asking one is cheap, asking all is not
+                last = of.listener(port)
+            return last
+
+        return cls(find, of, cost)
 
     @property
     def pid(self) -> int | None:
