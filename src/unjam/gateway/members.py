@@ -151,9 +151,9 @@ class Members:
                     )
             elif member.joined and (*_place(endpoint), endpoint.url) in listed:
                 member.joined = endpoint.discovered = False
+                self._gateway.stats.endpoints_discovered -= 1
                 self._silence(member, False, self.clock())
         self._names.clear()
-        self._count()
 
     # -- reports ---------------------------------------------------------------------------------------------------
 
@@ -216,8 +216,8 @@ class Members:
         """Add an endpoint that `may_join`, with connections and checks of its own; it serves at once."""
         endpoint = self._gateway.balancer.join(version.service.name, version.name, spec, now)
         member = self._members[endpoint] = Member(endpoint, True, now)
+        self._gateway.stats.endpoints_discovered += 1
         self._equip(endpoint)
-        self._count()
         self._gateway.log.info("endpoint_joined", **_named(member))
         return member
 
@@ -230,7 +230,6 @@ class Members:
     def leave(self, member: Member, now: float, why: str) -> None:
         """It joined, and leaves: what runs on it may end."""
         self._forget(member)
-        self._count()
         self._gateway.log.info("endpoint_left", **_named(member), why=why)
         decided = self._gateway.balancer.leave(member.endpoint, now)
         self._unequip(member.endpoint)
@@ -278,11 +277,9 @@ class Members:
         self._gateway.log.warning("reports_refused", endpoint=printable(name, 256), reason=code, why=printable(why))
 
     def _forget(self, member: Member) -> None:
-        self._members.pop(member.endpoint, None)
         self._names.clear()
-
-    def _count(self) -> None:
-        self._gateway.stats.endpoints_discovered = sum(member.joined for member in self._members.values())
+        if self._members.pop(member.endpoint, None) is not None and member.joined:
+            self._gateway.stats.endpoints_discovered -= 1
 
 
 def _named(member: Member) -> dict[str, str]:

@@ -18,15 +18,16 @@ from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from unjam.core.load import DRAINING, READY, REPORT_LIFE, LoadReport
+from unjam.core.load import DRAINING, REPORT_LIFE, LoadReport
 from unjam.core.spec import EndpointSpec
 from unjam.gateway import respond
 from unjam.gateway.loads import ACCEPTED, BAD_LOAD, LATE, hand_over, problem_of
 from unjam.gateway.members import BAD_REPORT, UNAUTHORIZED, Member, Members, Refused
+from unjam.gateway.report import FIGURES, SOURCE, Report, decode, load_of
 from unjam.gateway.timers import NEVER
 from unjam.wire.errors import Malformed
 from unjam.wire.http1 import RequestHead, RequestReader
@@ -45,49 +46,10 @@ INTERVAL: Final = 2.0
 DISCARD: Final = 262144
 LINGER: Final = 2.0
 
-SOURCE: Final = "reporter"
-
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="unjam"\r\n'
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
 
 READING, CLOSING, CLOSED = range(3)
-
-
-class Load(msgspec.Struct, forbid_unknown_fields=True):
-    """The figures, as `LoadReport` has them. All as floats: a size may be written 9e9."""
-
-    cores: float | None = None
-    memory: float | None = None
-    cpu: float | None = None
-    agent_cpu: float | None = None
-    memory_free: float | None = None
-    agent_memory: float | None = None
-    in_flight: float | None = None
-    waiting: float | None = None
-    pressure: float | None = None
-    memory_pressure: float | None = None
-    run_queue: float | None = None
-    open_files: float | None = None
-
-
-class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """One report, as it is sent."""
-
-    service: str
-    url: str
-    version: str | None = None
-    region: str | None = None
-    slots: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
-    weight: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 1.0
-    state: Literal["ready", "draining", "leaving"] = "ready"
-    load: Load | None = None
-    echo: str | None = None
-    held: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-
-
-_decode = msgspec.json.Decoder(Report).decode
-_FIGURES: Final = Load.__struct_fields__
-_WHOLE: Final = frozenset(("memory", "memory_free", "agent_memory", "in_flight", "waiting", "open_files"))
 
 
 class Reports:
@@ -136,7 +98,7 @@ class Reports:
         stats = self.gateway.stats
         try:
             try:
-                report = _decode(body)
+                report = decode(body)
             except msgspec.ValidationError as error:
                 raise Refused(400, "bad_report", f"{error}.", BAD_REPORT) from None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -160,7 +122,7 @@ class Reports:
         members = self.members
         member, version, target = members.meet(report.service, report.version, report.url)
         age = self._age(report.echo, report.held, now)
-        load = _load(report, age)
+        load = load_of(report, age)
         if member is None:
             assert target is not None
             members.may_join(version, target, report.region, peer)
@@ -253,38 +215,10 @@ class Reports:
         self.members.heard(member, now)
         figures = found.get("load")
         if refused.code == "bad_json" and isinstance(figures, dict):
-            known = {name: figures[name] for name in _FIGURES if isinstance(figures.get(name), int | float)}
+            known = {name: figures[name] for name in FIGURES if isinstance(figures.get(name), int | float)}
             load = LoadReport(**known, source=SOURCE)
             if load.problem():
                 hand_over(self.gateway, member.endpoint, load, now)
-
-
-def _load(report: Report, age: float) -> LoadReport:
-    state = DRAINING if report.state == "draining" else READY
-    load = report.load
-    if load is None:
-        return LoadReport(state=state, age=age, source=SOURCE)
-    return LoadReport(
-        cores=load.cores,
-        memory=_whole(load.memory),
-        cpu=load.cpu,
-        agent_cpu=load.agent_cpu,
-        memory_free=_whole(load.memory_free),
-        agent_memory=_whole(load.agent_memory),
-        in_flight=_whole(load.in_flight),
-        waiting=_whole(load.waiting),
-        pressure=load.pressure,
-        memory_pressure=load.memory_pressure,
-        run_queue=load.run_queue,
-        open_files=_whole(load.open_files),
-        state=state,
-        age=age,
-        source=SOURCE,
-    )
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
 
 
 def _name(service: Any, version: Any, url: Any) -> str:

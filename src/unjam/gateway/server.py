@@ -9,15 +9,12 @@ every listener as it was.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import Any
@@ -36,6 +33,7 @@ from unjam.gateway import descriptors
 from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
 from unjam.gateway.gateway import Gateway
+from unjam.gateway.listeners import REPORTERS, Listener, clear, server_tls, unix_socket, wanted_by
 from unjam.gateway.members import Members
 from unjam.gateway.news import News
 from unjam.gateway.reports import ReportConnection, Reports
@@ -49,36 +47,12 @@ from unjam.telemetry.accesslog import AccessLog
 
 BACKLOG = 4096
 
-#: The reporters' listener among the `Server.listeners`, which are known by their addresses.
-REPORTERS = "reporters "
-
 #: Seconds that a TLS client has to answer our farewell: one that keeps its connection without reading must not hold up
 #: a drain.
 TLS_FAREWELL = 2.0
 
 #: The path of a Unix socket is ours to remove: when a listener is replaced on the same socket the path has to stay.
 _KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-
-
-@dataclass(slots=True)
-class Listener:
-    """One address being listened on."""
-
-    spec: Listen
-    #: One, or one for each address that a host name stands for.
-    servers: list[asyncio.Server]
-    tls: ssl.SSLContext | None
-    #: The port bound, which the system chose when the configuration said 0; 0 for a Unix socket.
-    port: int
-    reporters: bool = False
-
-    def close(self, unlink: bool = True) -> None:
-        """Accept nothing more. The path of a Unix socket goes too, now: later it may be another gateway's."""
-        servers, self.servers = self.servers, []
-        for server in servers:
-            server.close()
-        if servers and unlink and self.spec.path is not None:
-            _unlink(self.spec.path)
 
 
 class Server:
@@ -120,10 +94,10 @@ class Server:
             app = create_app(
                 self._control, admin.token, hosts_for(admin.host or "", admin.hosts), gateway.rejections.reject
             )
-            tls = None if admin.tls is None else _server_tls(admin.tls.cert, admin.tls.key)
+            tls = None if admin.tls is None else server_tls(admin.tls.cert, admin.tls.key)
             self.admin = AdminServer(app, token=admin.token, tls=tls)
             if admin.path is not None:
-                await self.admin.start(sockets=[await _unix_socket(admin.path)])
+                await self.admin.start(sockets=[await unix_socket(admin.path)])
             else:
                 await self.admin.start(admin.host, admin.port)
             gateway.log.info("admin", address=admin.path or f"{self.admin.host}:{self.admin.port}")
@@ -141,9 +115,9 @@ class Server:
     async def _listen(self, config: Config) -> dict[str, Listener]:
         """What `config` asks for and is not listened on like that, made ready beside what is in force. Raises OSError,
         ssl.SSLError; then nothing is left of it."""
-        wanted = _wanted(config)
+        wanted = wanted_by(config)
         contexts = {
-            address: _server_tls(listen.cert, listen.key)
+            address: server_tls(listen.cert, listen.key)
             for address, listen in wanted.items()
             if listen.cert is not None
         }
@@ -171,7 +145,7 @@ class Server:
 
     def _swap(self, config: Config, ready: dict[str, Listener]) -> None:
         """Put in force what `_listen` made ready; close what it replaces and what is gone."""
-        wanted = _wanted(config)
+        wanted = wanted_by(config)
         for address in [address for address in self.listeners if address not in wanted]:
             self.listeners.pop(address).close()
         for address, listener in ready.items():
@@ -189,7 +163,7 @@ class Server:
         """Listen where nothing of ours does."""
         accept, options = self._accepting(tls, reporters)
         if listen.path is not None:
-            await _clear(listen.path)
+            await clear(listen.path)
             server = await self.loop.create_unix_server(accept, listen.path, **options, **_KEEP_PATH)
             return Listener(listen, [server], tls, 0, reporters)
         server = await self.loop.create_server(accept, listen.host, listen.port, **options)
@@ -439,15 +413,6 @@ class Server:
         await self.reload()
 
 
-def _wanted(config: Config) -> dict[str, Listen]:
-    """What a configuration asks for, by the name of the listener."""
-    wanted = {str(listen.address): listen for listen in config.listen}
-    reporters = config.reporters
-    if reporters is not None:
-        wanted[f"{REPORTERS}{reporters.listen}"] = Listen(address=reporters.listen, tls=reporters.tls)
-    return wanted
-
-
 def _endpoint_contexts(config: Config) -> dict[tuple[bool, str | None], ssl.SSLContext]:
     """TLS towards the endpoints, by what it is made of. Made before a configuration is put in force, so that one with
     authorities that don't load changes nothing. Raises OSError, ssl.SSLError."""
@@ -466,48 +431,6 @@ def _endpoint_contexts(config: Config) -> dict[tuple[bool, str | None], ssl.SSLC
                         context.verify_mode = ssl.CERT_NONE
                     contexts[spec.verify, spec.ca] = context
     return contexts
-
-
-def _server_tls(cert: str, key: str | None) -> ssl.SSLContext:
-    """Raises OSError, ssl.SSLError."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(cert, key)
-    return context
-
-
-async def _unix_socket(path: str) -> socket.socket:
-    """A bound socket that only our own user may connect to."""
-    await _clear(path)
-    bound = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        bound.bind(path)
-    finally:
-        os.umask(before)
-    return bound
-
-
-def _unlink(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
-
-
-async def _clear(path: str) -> None:
-    """Remove a socket that a killed gateway left behind. Raises OSError when somebody listens on it: binding would
-    take its place without a word."""
-    if await _answers(path):
-        raise OSError(errno.EADDRINUSE, f"another process listens on {path}")
-    _unlink(path)
-
-
-async def _answers(path: str) -> bool:
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
