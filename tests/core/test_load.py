@@ -171,6 +171,31 @@ def test_each_figure_comes_from_the_freshest_source_that_knows_it() -> None:
     assert one.avail == 8.0  # the headers kept coming; what the reporter once said of the processor did not stay
 
 
+def test_a_liar_takes_only_its_own_word_with_it() -> None:
+    made = balancer(service(fleet=endpoints(1, cores=8)))
+    one = fleet(made)[0]
+    made.report(one, LoadReport(cpu=0.5, agent_cpu=0.0, source="reporter"), 0.0)
+    made.report(one, LoadReport(memory_free=1000, source="header"), 0.1)
+    made.report(one, LoadReport(cpu=math.nan, source="header"), 0.2)
+    assert one.avail == 4.0
+    assert one.tally is not None
+    assert set(one.tally.sources) == {"reporter"}
+    made.report(one, LoadReport(cpu=2.0, source="reporter"), 0.3)
+    assert one.avail == 8.0
+
+
+def test_the_worst_word_of_all_sources_counts() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8)))
+    one, _ = fleet(made)
+    made.report(one, LoadReport(state="draining", source="agent_check"), 0.0)
+    made.report(one, LoadReport(state="ready", source="reporter"), 1.0)
+    assert one.draining
+    made.report(one, LoadReport(weight=1.0, source="agent_check"), 2.0)
+    assert one.draining  # nothing said of it is no change
+    made.report(one, LoadReport(state="ready", source="agent_check"), 3.0)
+    assert not one.draining
+
+
 def test_a_small_change_is_not_worth_a_new_order() -> None:
     made = balancer(service(fleet=endpoints(1, cores=10)))
     one = fleet(made)[0]

@@ -244,16 +244,17 @@ class Endpoint:
                 avail *= factor
                 restless = True
         heard = self.heard
-        if heard is not None and heard.sources:
+        if heard is not None:
             trust = heard.trust(now)
-            if trust <= 0.0:
+            if trust > 0.0:
+                restless = restless or trust < 1.0
+                avail *= self._heed(heard, now)
+                self.load_state = heard.state(now)
+            elif heard.sources or self.load_state != READY or self.room != AMPLE or self.choked:
                 heard.forget()
                 self.choked = False
                 self.room = AMPLE
                 self.load_state = READY
-            else:
-                restless = restless or trust < 1.0
-                avail *= self._heed(heard, now)
         self.avail = avail
         if self.handicap:
             self.handicap *= 0.5 ** ((now - self.handicap_at) / HANDICAP_HALF_LIFE)

@@ -119,15 +119,13 @@ class Health:
         heard = endpoint.heard
         if heard is None:
             heard = endpoint.heard = Heard()
+        believed = bool(heard.sources)
         if not heard.take(report, endpoint, now):
-            if heard.problem and heard.sources:
-                heard.forget()  # who tells one thing that can't be true is not believed the rest
+            if heard.problem and believed:
                 self.changed(endpoint, now)
             return False
         self._fresh.pop(endpoint, None)
         self._fresh[endpoint] = None
-        if report.state is not None:
-            endpoint.load_state = report.state
         if endpoint.sized():
             endpoint.target = 0
         endpoint.adapt(report, 1.0 - heard.others_now(now))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from unjam.core.load import FRESH, REPORT_LIFE, LoadReport
+from unjam.core.load import DOWN, DRAINING, FRESH, READY, REPORT_LIFE, LoadReport
 from unjam.core.sizing import Crowd
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Reports that repeat every figure while requests run, before they count as made up. No processor stands that still.
 FROZEN_AFTER: Final = 8
+#: .. and for so many seconds: a machine may be measured less often than it is asked.
+FROZEN_FOR: Final = 10.0
 #: A smaller change of the others' share is not worth a new order of the endpoints.
 STEP: Final = 0.04
 
@@ -42,10 +44,12 @@ class Heard:
         "_cpu_at",
         "_cpu_source",
         "_figures",
+        "_frozen_since",
         "_heavy_ended",
         "_repeats",
         "_running",
         "_seen_at",
+        "_states",
         "accepted",
         "at",
         "base",
@@ -77,6 +81,8 @@ class Heard:
         self._cpu_source = ""
         self._cpu_at = float("-inf")
         self._figures: tuple[object, ...] = ()
+        self._frozen_since = 0.0
+        self._states: dict[str, str] = {}
         self._repeats = 0
         self._running = 0
         self._busy = 0.0
@@ -93,10 +99,11 @@ class Heard:
     def take(self, report: LoadReport, endpoint: Endpoint, now: float) -> bool:
         """Heed a report. False: it was refused, and `problem` says why, or it came too late; nothing has changed."""
         self.last_at = now
-        problem = report.problem() or self._frozen(report, endpoint)
+        problem = report.problem() or self._frozen(report, endpoint, now)
         self.problem = problem
         if problem:
             self.refused += 1
+            self._drop(report.source)
             return False
         at = now - report.age
         before = self.sources.get(report.source)
@@ -105,6 +112,8 @@ class Heard:
             return False
         self.accepted += 1
         self.sources[report.source] = Word(report, at)
+        if report.state is not None:
+            self._states[report.source] = report.state
         if at > self.at:
             self.at = at
         if report.cores is not None:
@@ -127,8 +136,24 @@ class Heard:
     def forget(self) -> None:
         """The reports are too old to mean anything. What was counted, and sizes, stay."""
         self.sources.clear()
+        self._states.clear()
         self.other = 0.0
         self.at = self._cpu_at = float("-inf")
+
+    def state(self, now: float) -> str:
+        """The worst of what its sources say, each by its last word on it."""
+        said = {state for source, state in self._states.items() if now - self.sources[source].at < REPORT_LIFE}
+        return DOWN if DOWN in said else DRAINING if DRAINING in said else READY
+
+    def _drop(self, source: str) -> None:
+        """Who tells one thing that can't be true is not believed the rest."""
+        if self.sources.pop(source, None) is None:
+            return
+        self._states.pop(source, None)
+        self.at = max((at for _, at in self.sources.values()), default=float("-inf"))
+        if source == self._cpu_source:
+            self.other = 0.0
+            self._cpu_at = float("-inf")
 
     def latest(self, name: str, now: float) -> Any:
         """The freshest figure of this name; None when none is known, or none that still counts."""
@@ -166,7 +191,7 @@ class Heard:
         self._seen_at = now
         return ours
 
-    def _frozen(self, report: LoadReport, endpoint: Endpoint) -> str:
+    def _frozen(self, report: LoadReport, endpoint: Endpoint, now: float) -> str:
         """Figures that never move while requests run are made up."""
         if report.cpu is None:
             return ""
@@ -174,9 +199,10 @@ class Heard:
         if figures != self._figures:
             self._figures = figures
             self._repeats = 0
+            self._frozen_since = now
         elif endpoint.inflight or endpoint.busy != self._busy:
             self._repeats += 1
-        if self._repeats < FROZEN_AFTER:
+        if self._repeats < FROZEN_AFTER or now - self._frozen_since < FROZEN_FOR:
             return ""
         return f"cpu was exactly {report.cpu:g} in {self._repeats + 1} reports while requests ran"
 
