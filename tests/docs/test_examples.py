@@ -92,6 +92,8 @@ def test_commands_exist(block: Block) -> None:
             command = known[words[0]]
             options = {option for parameter in command.params for option in parameter.opts}
             for word in words[1:]:
+                if word == "--":
+                    break  # what follows is another program's
                 if word.startswith("-"):
                     assert word.partition("=")[0] in options, f"{block}: unjam {call}"
 
