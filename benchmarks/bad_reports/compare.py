@@ -44,6 +44,7 @@ SCENARIOS = (
     Scenario(0.9, Neighbours()),
     Scenario(0.9, Neighbours(on=30.0, off=60.0)),
     Scenario(0.7, Neighbours(), sized=False),
+    Scenario(0.8, Neighbours(part=0.75)),
     Scenario(0.8, Neighbours(part=0.75), appetite=0.1),
 )
 
