@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
 
 from unjam.reporter.machine import Machine
-from unjam.reporter.tree import Agent, listener
+from unjam.reporter.system import system
+from unjam.reporter.tree import Agent, Allowance
+
+#: Share of a core for looking whether a child that starts up is there: it may take minutes to load a model.
+_AWAITING: Final = 0.01
 
 
 class HostMeter:
@@ -20,14 +25,28 @@ class HostMeter:
             self._agent = Agent.of_port(port)
         else:
             raise ValueError("which process is the agent?")
+        self._child = child
         self._awaited = port if child is not None else None
+        self._looking = Allowance(_AWAITING, least=0.25)
         self._machine = Machine(self._agent)
 
     def load(self) -> dict[str, Any]:
         load: dict[str, Any] = self._machine.read().to_load()
-        if self._awaited is not None and listener(self._awaited) is not None:
+        if self._awaited is not None and self._listens(self._awaited):
             self._awaited = None
         return load
 
     def pid(self) -> int | None:
         return self._agent.pid if self._awaited is None else None
+
+    def _listens(self, port: int) -> bool:
+        """Mostly it is the child itself, which is a cheap question; it may also be a child of its."""
+        if self._child is not None and system().listens(self._child, port):
+            return True
+        now = time.monotonic()
+        if not self._looking.due(now):
+            return False
+        began = time.thread_time()
+        found = system().listener(port) is not None
+        self._looking.spent(now, time.thread_time() - began)
+        return found

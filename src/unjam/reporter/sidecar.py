@@ -171,7 +171,10 @@ class Sidecar:
             await self._child.ended.wait()
             log.info(f"the agent ended with exit code {self._child.code}")
             return self._child.code
-        while not (self._present is False and self.options.pid is not None and self._check is None):
+        if self.options.pid is None or self._check is not None:
+            # It may come back; or HAProxy has to be told that it is gone.
+            await asyncio.Event().wait()
+        while self._present is not False:
             await self._change()
         return GONE
 
