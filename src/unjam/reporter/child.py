@@ -61,7 +61,12 @@ class Child:
         return code if code >= 0 else BY_SIGNAL - code
 
     def send(self, number: signal.Signals) -> None:
-        if not self.ended.is_set():
+        """To the child alone, which passes on what its own children need; only KILL is for all of them."""
+        if self.ended.is_set():
+            return
+        if number == signal.SIGKILL:
+            os.killpg(self._process.pid, number)
+        else:
             self._process.send_signal(number)
 
     def close(self) -> None:
