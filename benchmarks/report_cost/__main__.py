@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.common import results
 from benchmarks.common.figures import median, quantile, significant
 from benchmarks.common.peers import Setting
-from benchmarks.common.procs import Process, cpu_seconds, http_get, pss_bytes, rss_bytes
+from benchmarks.common.procs import Process, cpu_seconds, http_get, kernel_seconds, pss_bytes, rss_bytes
 from benchmarks.common.reported import INTERVAL, SERVICE, UnjamReported, stop_all
 from benchmarks.common.results import ROOT
 from benchmarks.noisy_neighbour.turn import start_agents
@@ -129,7 +129,9 @@ def gateway(folder: Path, seconds: float) -> dict[str, Any]:
         before = _accepted(peer)
         # Asking for a thousand endpoints' state is work too: not within what is measured.
         time.sleep(0.5)
+        in_kernel = kernel_seconds(pids)
         busy = _share(pids, seconds)
+        in_kernel = kernel_seconds(pids) - in_kernel
         count = seconds / INTERVAL * ENDPOINTS
         deadline = time.monotonic() + 10 * INTERVAL
         while reports.ended is None and time.monotonic() < deadline:
@@ -145,6 +147,7 @@ def gateway(folder: Path, seconds: float) -> dict[str, Any]:
             "cpu_share": busy,
             "above_idle": busy - idle,
             "us_per_report": (busy - idle) * seconds / count * 1e6,
+            "us_in_kernel": in_kernel / count * 1e6,
             "reports_per_second": count / seconds,
             "accepted_between": after - before,
             "joining_cpu_seconds": joining,
@@ -234,6 +237,7 @@ def main() -> None:
             rows.append(["gateway idle: CPU, % of a core", significant(made["idle_cpu_share"] * 100)])
             rows.append([f"{ENDPOINTS:,} endpoints reporting: above idle, %", significant(made["above_idle"] * 100)])
             rows.append(["one report: CPU, µs", significant(made["us_per_report"])])
+            rows.append(["of it in the kernel, µs", significant(made["us_in_kernel"])])
             rows.append(["answers", ", ".join(f"{k}: {v:,}" for k, v in made["statuses"].items())])
             rows.append(["slowest answer, ms", significant(made["slowest_ms"])])
             checks += [("gateway CPU share above idle", made["above_idle"], LIMITS["gateway_cpu"])]
