@@ -22,6 +22,7 @@ from unjam.reporter.options import OPTIONS, UsageError, duration, parse, size
 from ..gateway.harness import Agent, Call
 from ..gateway.processes import Process, process
 from ..gateway.reporting import TOKEN, Reported, reported
+from ..gateway.test_process import certificate
 from .gateways import fake_gateway
 from .skipping import plain
 
@@ -360,3 +361,54 @@ async def test_what_a_gateway_does_not_know_is_said_in_its_words() -> None:
         arguments = ("--gateway", f"http://127.0.0.1:{gw.port}", "--service", "nobody", "--url", agent.url)
         async with report(*arguments) as running:
             await running.says(r"refuses this endpoint \(404\): .*nobody")
+
+
+@plain
+async def test_gateways_with_tls(tmp_path: Path) -> None:
+    agent = await Agent().start()
+    cert, key = certificate(tmp_path, "gateway")
+    async with reported(SERVICE, agent, reporters=f", tls: {{cert: '{cert}', key: '{key}'}}") as gw:
+        arguments = ("--gateway", f"https://localhost:{gw.port}", "--service", "s", "--url", agent.url)
+        async with report(*arguments) as running:
+            await running.says(r"certificate that is not trusted \(.*\): --ca FILE")
+        assert gw.urls() == []
+        async with report(*arguments, "--ca", str(cert)) as running:
+            await running.says("registered with https://localhost")
+            assert gw.urls() == [agent.url]
+
+
+@plain
+async def test_several_gateways_and_one_that_is_not_there() -> None:
+    one, other = await Agent().start(), await Agent().start()
+    async with reported(SERVICE, one) as first, reported(SERVICE, other) as second:
+        nobody = ("--gateway", f"http://127.0.0.1:{free_port()}")
+        async with report(*nobody, *to(first), "--gateway", f"http://127.0.0.1:{second.port}", "--url", one.url) as run:
+            await until(lambda: first.urls() == second.urls() == [one.url])
+            await run.says("cannot be reached: Connection refused")
+            run.send(signal.SIGTERM)
+            assert await run.exit_code() == 0
+        assert first.urls() == second.urls() == []
+
+
+HOG = "import os, time; [os.fork() for _ in range(3)]; end = time.time() + 60\nwhile time.time() < end: pass"
+
+
+@plain
+async def test_a_neighbour_that_takes_the_cpu_is_told() -> None:
+    port = free_port()
+    async with reported(SERVICE) as gw, report(*to(gw), *child(port)) as running:
+        await running.says("registered with")
+        url = f"http://127.0.0.1:{port}"
+
+        def others() -> float:
+            told = gw.shown(url)["load"]["sources"]["reporter"]
+            return float(told.get("cpu", 0.0)) - float(told.get("agent_cpu", 0.0))
+
+        hogs = await asyncio.create_subprocess_exec(sys.executable, "-c", HOG, process_group=0)
+        try:
+            await until(lambda: others() > 0.6)
+        finally:
+            os.killpg(hogs.pid, signal.SIGKILL)
+            await hogs.wait()
+        running.send(signal.SIGTERM)
+        assert await running.exit_code() == 0
