@@ -2,9 +2,10 @@
 
     python -m benchmarks.report_cost.reports --port 8082 --count 1000 --seconds 30    # the token: UNJAM_REPORT_TOKEN
 
-What they say changes a little from report to report, as real figures do, and each sends back the echo of the answer
-before, as unjam's own reporter does. The reports are spread evenly over the interval. Prints one JSON line: reports
-sent, answers by status, the slowest answer.
+What they say changes a little from report to report (use of the CPU by up to 2 % of it), as real figures do, or a lot
+with `--restless`: then what follows for slots and shares has to be worked out again and again. Each sends back the echo
+of the answer before, as unjam's own reporter does. The reports are spread evenly over the interval. Prints one JSON
+line: reports sent, answers by status, the slowest answer.
 """
 
 from __future__ import annotations
@@ -62,16 +63,18 @@ class Reporter(asyncio.Protocol):
             self._count("no answer before the next")
             return
         rng = self.rng
-        self.cpu = min(0.95, max(0.02, self.cpu + rng.uniform(-0.05, 0.05)))
+        if self.given.restless:
+            self.cpu = min(0.95, max(0.02, self.cpu + rng.uniform(-0.1, 0.1)))
+        cpu = min(1.0, max(0.0, self.cpu + rng.uniform(-0.02, 0.02)))
         memory = self.cores * 2 * GIB
         load = {
             "cores": self.cores,
             "memory": memory,
-            "cpu": round(self.cpu, 4),
-            "agent_cpu": round(self.cpu * rng.uniform(0.5, 0.6), 4),
+            "cpu": round(cpu, 4),
+            "agent_cpu": round(cpu * rng.uniform(0.5, 0.6), 4),
             "memory_free": int(memory * rng.uniform(0.4, 0.5)),
             "agent_memory": int(memory * rng.uniform(0.2, 0.3)),
-            "pressure": round(0.1 * self.cpu, 4),
+            "pressure": round(0.1 * cpu, 4),
             "memory_pressure": 0.0,
             "run_queue": round(rng.random() * self.cores, 2),
             "open_files": rng.randrange(60, 90),
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--interval", type=float, default=2.0)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--restless", action="store_true", help="use wanders by up to a tenth between reports")
     parser.add_argument("--service", default="bench")
     uvloop.run(run(parser.parse_args()))
 
