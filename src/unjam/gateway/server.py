@@ -334,6 +334,7 @@ class Server:
         # First of all the next tick: one that fails must not be the last.
         self._ticker = self.loop.call_later(TICK, self._tick)
         self.gateway.tick()
+        self.reports.tick()
         self._ticks += 1
         if self._ticks % 10 == 0:
             self._news.tell()
