@@ -31,14 +31,16 @@ def shares(dispatches: Sequence[Dispatch], seconds: float, width: float = 1.0) -
 
 
 def time_to_move(dispatches: Sequence[Dispatch], on: float, off: float) -> float:
-    """Seconds after `on` from which until `off` less than `AWAY` of the dispatches went to the hogged endpoint: just
-    after one of those that still did. 0 when that holds from the start, infinity when it never does: also when only the
-    last `WINDOW` seconds before `off` would do, too little to tell."""
+    """Seconds after `on` from which less than `AWAY` of the dispatches went to the hogged endpoint, of those in the
+    next `WINDOW` seconds and of all until `off`: that is just after one that still did. 0 when it holds from the start,
+    infinity when it never does, or only for the last `WINDOW` seconds before `off`, too little to tell."""
     wrong = [at for at, hogged in dispatches if on <= at < off and hogged]
     for moment in [on, *wrong]:
         # The dispatch at `moment` itself is the last that goes astray.
-        later = [hogged for at, hogged in dispatches if moment < at < off]
-        if off - moment >= WINDOW and later and sum(later) / len(later) < AWAY:
+        later = [(at, hogged) for at, hogged in dispatches if moment < at < off]
+        if off - moment < WINDOW:
+            break
+        if all(share(later, moment, until) < AWAY for until in (moment + WINDOW, off)):
             return moment - on
     return math.inf
 
