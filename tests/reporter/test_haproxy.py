@@ -121,7 +121,7 @@ async def test_the_weight_follows_what_others_leave(tmp_path: Path) -> None:
     async with asked(tmp_path) as (proxy, running):
         stat = await proxy.shows(weighs(80, 80))  # 25 % used, 5 % of it by the agent
         assert stat["status"] == "UP"
-        assert stat["agent_status"] == "L7OK"
+        assert stat["agent_status"].endswith("L7OK")  # a star before it: it is asking again
         running.meter.figures["cpu"] = 0.95
         await proxy.shows(weighs(10, 10))
         running.meter.figures["agent_cpu"] = 0.95
