@@ -225,6 +225,21 @@ async def test_a_command_becomes_an_agent_with_signals_and_exit_code() -> None:
 
 
 @plain
+async def test_an_agent_behind_a_shell_is_ended_too() -> None:
+    port = free_port()
+    *given, _, program, _, agent, number, code = child(port)
+    shell = f'"$0" -c "$1" {number} {code}; true'
+    async with (
+        fake_gateway() as gateway,
+        report("--gateway", gateway.url, "--service", "s", *given, "--", "sh", "-c", shell, program, agent) as running,
+    ):
+        await gateway.report(0)
+        running.send(signal.SIGTERM)
+        await running.says("got SIGTERM")
+        assert await running.exit_code() == 0
+
+
+@plain
 @pytest.mark.parametrize(
     ("script", "code"), [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)]
 )

@@ -61,10 +61,11 @@ class Child:
         return code if code >= 0 else BY_SIGNAL - code
 
     def send(self, number: signal.Signals) -> None:
-        """To the child alone, which passes on what its own children need; only KILL is for all of them."""
+        """To the child, which passes on what its own children need. What ends it goes to all of its process group: a
+        shell around the agent would die of it and leave the agent behind."""
         if self.ended.is_set():
             return
-        if number == signal.SIGKILL:
+        if number in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
