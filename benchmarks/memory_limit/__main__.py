@@ -34,7 +34,8 @@ from . import fleet
 AUDITS_PER_SECOND, HELLOS_PER_SECOND = 2.0, 10.0
 AUDIT_SECONDS, HELLO_SECONDS = 1.5, 0.002
 UP_TO = 0.3
-#: Before the script, one after the other: what an audit is and needs can be learnt. They count as all others do.
+#: Before the script, one after the other: what an audit is and needs can be learnt. They count as all others do, except
+#: for where they went.
 FIRST = [Job(2.0 * n, AUDIT, "/audit", AUDIT_SECONDS) for n in range(5)]
 PATIENCE = 30.0
 
@@ -65,7 +66,11 @@ async def _play(target: Target, jobs: list[Job], seed: int) -> Run:
     return runs[0]
 
 
-def one_turn(peer: Peer, jobs: list[Job], seed: int, folder: Path, groups: bool) -> dict[str, Any]:
+def one_turn(
+    peer: Peer, jobs: list[Job], seed: int, folder: Path, groups: bool, learning: int = len(FIRST)
+) -> dict[str, Any]:
+    """The script through one balancer, with agents of its own. `groups`: use control groups where there are any.
+    `learning`: jobs at the start that nobody can know."""
     agents = fleet.start(fleet.Sizes(), folder, groups)
     reporters: list[Process] = []
     try:
@@ -94,8 +99,9 @@ def one_turn(peer: Peer, jobs: list[Job], seed: int, folder: Path, groups: bool)
             "audits": len(audits),
             "hellos": len(hellos),
             "failed_audits": len(audits) - len(answered),
-            "audits_on_first": len(first.begun()),
-            "audits_on_second": len(second.begun()),
+            "learning_on_first": sum(_job(mark) < learning for mark in first.begun()),
+            "audits_on_first": sum(_job(mark) >= learning for mark in first.begun()),
+            "audits_on_second": sum(_job(mark) >= learning for mark in second.begun()),
             "audit_p50": quantile(answered, 0.5),
             "audit_p99": quantile(answered, 0.99),
             "hello_p99": quantile([r for r in hellos if not math.isnan(r)], 0.99),
@@ -104,6 +110,11 @@ def one_turn(peer: Peer, jobs: list[Job], seed: int, folder: Path, groups: bool)
         }
     finally:
         fleet.stop(agents)
+
+
+def _job(mark: str) -> int:
+    """Its number in the script, of a nonce."""
+    return int(mark[12:], 16)
 
 
 def main() -> None:
@@ -139,7 +150,7 @@ def main() -> None:
         [
             name,
             *(str(sum(r[key] for r in each)) for key in ("kills", "failed", "failed_audits")),
-            f"{sum(r['audits_on_first'] for r in each)} of {sum(r['audits'] for r in each)}",
+            f"{sum(r['audits_on_first'] for r in each)} of {sum(r['audits'] - len(FIRST) for r in each)}",
             *(significant(median([r[key] for r in each])) for key in ("audit_p50", "audit_p99")),
             significant(median([r["hello_p99"] for r in each]) * 1e3),
         ]
