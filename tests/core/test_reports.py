@@ -55,6 +55,21 @@ def test_where_most_are_choked_they_are_used() -> None:
     assert [endpoint.barred for endpoint in fleet(made)] == [False] * 4 + [True] * 4
 
 
+def test_a_large_version_looks_over_its_endpoints_now_and_then() -> None:
+    made = balancer(service(fleet=endpoints(100, cores=8)))
+    teach(made, "/audit", 60.0)
+    choked = fleet(made)[:10]
+    for endpoint in choked:
+        made.report(endpoint, LoadReport(cpu=0.9, agent_cpu=0.0), 0.0)
+    made.tick(0.1)
+    assert all(endpoint.barred for endpoint in choked)
+    assert not any(lease(heavy(made, 0.2)).endpoint in choked for _ in range(200))
+    for endpoint in choked:
+        made.report(endpoint, LoadReport(cpu=0.1, agent_cpu=0.0), 0.3)
+    made.tick(1.2)
+    assert not any(endpoint.barred for endpoint in choked)
+
+
 def test_heavy_work_comes_back_when_the_free_ones_fail() -> None:
     made = balancer(service(fleet=endpoints(2, cores=8)))
     teach(made, "/audit", 60.0)

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 CONNECT_FAILURES: Final = 2
 #: One ejection is forgiven after so many times the base without another.
 FORGIVEN_AFTER: Final = 6.0
-#: Endpoints whose capacity changes with time that are worked out anew per tick, in turn.
-REFRESHED: Final = 1000
+#: Endpoints whose capacity changes with time that are worked out anew per tick, in turn: so many, or a tenth of them.
+REFRESHED: Final = 64
+#: Larger versions look over who gets heavy work every so many seconds, not with each report.
+LARGE: Final = 64
+LOOK_EVERY: Final = 1.0
 #: Ejections kept until somebody asks.
 REMEMBERED: Final = 1000
 
@@ -35,13 +38,16 @@ REMEMBERED: Final = 1000
 class Health:
     """The books of one balancer. What changes is recorded in the endpoints, their versions and pools."""
 
-    __slots__ = ("_ends", "_fresh", "_restless", "_serial", "ejections")
+    __slots__ = ("_ends", "_fresh", "_look_again", "_restless", "_serial", "_unbarred", "ejections")
 
     def __init__(self) -> None:
         #: Endpoints that warm up, carry a handicap, or have a report that ages.
         self._restless: dict[Endpoint, None] = {}
         #: Endpoints with a report that counts in full, the one that was heard of longest ago first.
         self._fresh: dict[Endpoint, None] = {}
+        #: Versions that have to look over who gets heavy work.
+        self._unbarred: dict[Version, None] = {}
+        self._look_again = 0.0
         self._ends: list[tuple[float, int, Endpoint]] = []
         self._serial = 0
         #: Endpoints ejected lately and for how many seconds, for whoever tells the operator.
@@ -155,12 +161,19 @@ class Health:
         if slots != endpoint.slots:
             resize(version, endpoint, slots)
         if choked is not endpoint.choked or (room <= 0) is not (endpoint.room <= 0):
-            self._bar(version)
+            set_cap(version, endpoint)
+            self._look_over(version)
         elif room != endpoint.room:
             set_cap(version, endpoint)
         draining = endpoint.drained or endpoint.removed or endpoint.load_state == DRAINING
         if draining is not endpoint.draining:
             self._drain(endpoint, draining, now)
+
+    def _look_over(self, version: Version) -> None:
+        if len(version.endpoints) <= LARGE:
+            self._bar(version)
+        else:
+            self._unbarred[version] = None
 
     def _bar(self, version: Version) -> None:
         """Choose which endpoints get no heavy work: those that are choked, while the others are at least half of what
@@ -203,8 +216,14 @@ class Health:
                 break
             del fresh[endpoint]
             self._restless[endpoint] = None
+        if self._unbarred and now >= self._look_again:
+            self._look_again = now + LOOK_EVERY
+            for version in self._unbarred:
+                self._bar(version)
+                touched[version] = None
+            self._unbarred.clear()
         restless = self._restless
-        for endpoint in list(islice(restless, REFRESHED)):
+        for endpoint in list(islice(restless, max(REFRESHED, len(restless) // 10))):
             del restless[endpoint]
             self.changed(endpoint, now)
             touched[endpoint.pool.version] = None
@@ -226,7 +245,7 @@ class Health:
                 self._use(version, each)
         self._use(version, endpoint)
         if turned and version.barred:
-            self._bar(version)
+            self._look_over(version)
         if bool(before) is not bool(version.usable) or version.down is bool(version.usable):
             self._turn(version, now)
 

@@ -83,12 +83,11 @@ def resize(version: Version, endpoint: Endpoint, slots: int) -> None:
     """Give an endpoint of the version another number of slots."""
     before, endpoint.slots = endpoint.slots, slots
     if endpoint.usable:
+        if endpoint.barred:
+            version.barred += slots - before
         add_slots(version, slots - before)
     version.large += (slots > FEW) - (before > FEW)
-    if endpoint.barred:
-        set_caps(version)
-    else:
-        recap(version, endpoint)
+    recap(version, endpoint)
     if endpoint.usable:
         endpoint.pool.touch(endpoint)
 
@@ -97,7 +96,7 @@ def add_slots(version: Version, slots: int) -> None:
     """So many slots of the version became usable (below 0: were lost)."""
     version.slots += slots
     if version.heavy_cap is not None:
-        slots = version.slots - version.barred
+        slots = max(0, version.slots - version.barred)
         version.heavy_cap = cap(version.service.spec.lanes.share, slots)
         version.heavy_most = UNIT * version.heavy_cap
         version.heavy_crowd = crowd(version.service.spec.lanes.share, slots)
