@@ -103,8 +103,8 @@ class Store(Protocol):
 
     async def create(self, new: NewRun) -> tuple[Run, bool]:
         """Record the run with event 0 (`run.created`) and put it in its queue, all at once. False: the idempotency key
-        (of the tenant and service, kept 24 h) was used for the same request before; this is that run. Raises KeyReused,
-        QueueFull, TooLarge."""
+        (of the tenant and service, kept 24 h, or as long as its run) was used for the same request before; this is that
+        run. Raises KeyReused, QueueFull, TooLarge."""
 
     async def claim(
         self,
