@@ -45,12 +45,20 @@ bench: setup peers
 	$(BIN)/python -m benchmarks.proxy_cost
 	$(BIN)/python -m benchmarks.heavy_tail
 	$(BIN)/python -m benchmarks.held_streams
+	$(BIN)/python -m benchmarks.report_cost
+	$(BIN)/python -m benchmarks.memory_limit
+	$(BIN)/python -m benchmarks.noisy_neighbour
+	$(BIN)/python -m benchmarks.bad_reports
 
 bench-quick: setup peers
 	$(BIN)/python -m benchmarks.decision_cost --quick
 	$(BIN)/python -m benchmarks.proxy_cost --quick
 	$(BIN)/python -m benchmarks.heavy_tail --quick
 	$(BIN)/python -m benchmarks.held_streams --quick
+	$(BIN)/python -m benchmarks.report_cost --quick
+	$(BIN)/python -m benchmarks.memory_limit --quick
+	$(BIN)/python -m benchmarks.noisy_neighbour --quick
+	$(BIN)/python -m benchmarks.bad_reports --quick
 
 clean:
 	rm -rf $(VENV) .demo build dist src/*.egg-info
