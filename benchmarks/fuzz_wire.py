@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from unjam.wire import agentcheck, orca
+from unjam.wire import agentcheck, frames, orca
 from unjam.wire.http1 import (
     REASONS,
     RESPONSE_LIMITS,
@@ -93,6 +93,17 @@ AGENTS = [
     b"DOWN,drain\t0% # disk full, sorry\r\n",
     b"maint stopped 256% #\xc3\xbcbervoll\n",
     b"failed\r\nup\n",
+]
+#: What WebSocket clients send, masked with "mask": a text, a message in two frames around a ping, a binary message, a
+#: close; lengths in all three forms; and a few that are refused.
+SOCKETS = [
+    b"\x81\x85mask\x05\x04\x1f\x07\x02",
+    b"\x01\x81mask\x0c\x89\x80mask\x80\x82mask\xae\xc5\x8a\x81mask\x0c",
+    b"\x82\xfe\x00\x7emask" + b"m" * 126 + b"\x88\x84mask\x6e\x89\x11\x12",
+    b"\x82\xff\x00\x00\x00\x00\x00\x01\x00\x00mask" + bytes(60),
+    b"\x88\x80mask\x81\x80mask",
+    b"\x01\x80mask" + b"\x00\x80mask" * 9 + b"\x80\x80mask",
+    b"\x81\x02hi\x81\x82mask\xff\xff",
 ]
 FRAGMENTS = [
     *(
@@ -328,6 +339,26 @@ def read_agent(pieces: Iterable[bytes]) -> Trace:
     return [state]
 
 
+def read_frames(pieces: Iterable[bytes]) -> Trace:
+    reader = frames.FrameReader(frames.FrameLimits(message=150, fragments=8))
+    trace: Trace = []
+    for data in pieces:
+        trace.extend(reader.feed(data))
+    for event in trace:
+        if isinstance(event, frames.Ping | frames.Pong):
+            assert len(event.payload) <= frames.CONTROL
+        elif isinstance(event, frames.Close | frames.Broken):
+            assert event is trace[-1]
+            assert reader.ended
+            assert not reader.partial
+            assert frames.close(event.code, event.reason)
+        else:
+            assert len(event.encode() if isinstance(event, str) else event) <= 150
+    if trace and isinstance(trace[-1], frames.Broken):
+        trace.append(f"close_{trace[-1].code}")
+    return trace
+
+
 def _verdict(error: Malformed, side: str) -> str:
     assert error.reason in REASONS
     assert error.side == side
@@ -345,9 +376,10 @@ KINDS: list[tuple[Reading, list[bytes]]] = [
     (read_repeated, RESPONSES),
     (read_load, LOADS),
     (read_agent, AGENTS),
+    (read_frames, SOCKETS),
 ]
 #: What is told apart in the count: reasons, and the errors of codecs that have no more than one.
-VERDICTS = {*REASONS, "bad_load", "bad_agent_reply"}
+VERDICTS = {*REASONS, "bad_load", "bad_agent_reply", "close_1002", "close_1007", "close_1009"}
 
 
 def mutate(rng: random.Random, raw: bytes, others: list[bytes]) -> bytes:
