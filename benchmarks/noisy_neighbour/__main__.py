@@ -3,9 +3,9 @@
     python -m benchmarks.noisy_neighbour [--quick] [--only unjam haproxy]
 
 Two real agents, one on each core of a two-core machine, that burn real CPU for each request; the same arrival script
-through each balancer in turn, in interleaved rounds; after a third of it a hog of six processes sits down on the first
-agent's core, and leaves again. About 25 minutes; --quick about four. Needs two cores and nothing else on them: the
-balancer and the load generator take a few per cent of the same two cores, the same for all balancers.
+through each balancer in turn, in interleaved rounds; after 20 s of it a hog of eight processes sits down on the first
+agent's core, and leaves a minute and a half later. About 40 minutes; --quick about four. Needs two cores and nothing
+else on them: the balancer and the load generator take a few per cent of the same two cores, the same for all.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from . import figures, report
 from .arrivals import HEAVY, HELLO_SECONDS, HELLOS_PER_SECOND, offered, script
 from .turn import Plan, start_agents, take_turn
 
-FULL = Plan(on=20.0, off=45.0, end=75.0, hogs=6, load=0.55)
-QUICK = Plan(on=10.0, off=26.0, end=44.0, hogs=6, load=0.55)
+FULL = Plan(on=20.0, off=110.0, end=140.0, hogs=8, load=0.55)
+QUICK = Plan(on=10.0, off=26.0, end=44.0, hogs=8, load=0.55)
 
 
 def balancers() -> list[Peer]:
@@ -39,7 +39,7 @@ def balancers() -> list[Peer]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of 44 s each instead of 75")
+    parser.add_argument("--quick", action="store_true", help="one round of 44 s each instead of 140")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=float, default=FULL.load, help="cores that the script needs, of two")
     parser.add_argument("--hogs", type=int, default=FULL.hogs, help="processes")

@@ -14,7 +14,7 @@ from . import figures as f
 from .turn import HOGGED, Plan, Turn, summary
 
 US = "unjam"
-#: The heavy p99 of these must be at least `FACTOR` times ours, in the medians of the rounds.
+#: The heavy p99 of these must be at least `FACTOR` times ours, over all rounds together.
 RIVALS = ("haproxy", "envoy", "sglang-router")
 FACTOR = 2.0
 MOVE_SECONDS, RETURN_SECONDS = 3.0, 10.0
@@ -49,6 +49,7 @@ def evaluate(turn: Turn, jobs: Sequence[Job], plan: Plan) -> dict[str, Any]:
         **{f"{name}_p50": quantile(v, 0.5) for name, v in times.items()},
         **{f"{name}_p99": quantile(v, 0.99) for name, v in times.items()},
         "heavy_count": len(times["heavy"]),
+        "heavy_seconds": times["heavy"],
         "moved": f.time_to_move(heavy, turn.on, turn.off),
         "returned": f.time_to_return(heavy, turn.off, plan.end),
         "oscillations": f.oscillations(heavy, plan.end),
@@ -63,7 +64,8 @@ def evaluate(turn: Turn, jobs: Sequence[Job], plan: Plan) -> dict[str, Any]:
 
 
 def across(rounds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Median, least and most over the rounds, by balancer; ratios are of the same round."""
+    """Median, least and most over the rounds, by balancer; ratios are of the same round. The p99 of all rounds' heavy
+    requests together stands beside them: that of one round is made of one or two requests."""
     out: dict[str, dict[str, Any]] = {}
     for name, each in rounds.items():
         out[name] = {
@@ -72,11 +74,15 @@ def across(rounds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[
             if isinstance(value, (int, float)) and key != "errors"
         }
         out[name]["errors"] = sum(r["errors"] for r in each)
+        out[name]["heavy_pooled_p99"] = quantile([s for r in each for s in r["heavy_seconds"]], 0.99)
         for key in ("heavy_p99", "heavy_hogged_p99", "hello_p99"):
             ours = rounds.get(US)
             if ours:
                 pairs = zip(each, ours, strict=False)
                 out[name][f"{key}_ratio"] = _spread([theirs[key] / us[key] for theirs, us in pairs])
+    if US in out:
+        for each in out.values():
+            each["heavy_pooled_p99_ratio"] = each["heavy_pooled_p99"] / out[US]["heavy_pooled_p99"]
     return out
 
 
@@ -85,7 +91,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def targets(by: Mapping[str, Mapping[str, Any]], per_round: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each target with its value and limit. Times must hold in every round; p99 ratios in the median of the rounds."""
+    """Each target with its value and limit. Times must hold in every round; p99 is of all rounds together."""
     out: list[dict[str, Any]] = []
 
     def add(what: str, value: float, limit: float, at_least: bool = False) -> None:
@@ -99,7 +105,7 @@ def targets(by: Mapping[str, Mapping[str, Any]], per_round: Sequence[Mapping[str
     add("oscillations, all rounds", sum(r["oscillations"] for r in per_round), 0)
     for rival in RIVALS:
         if rival in by:
-            add(f"{rival}'s heavy p99 ÷ ours", by[rival]["heavy_p99_ratio"]["median"], FACTOR, at_least=True)
+            add(f"{rival}'s heavy p99 ÷ ours", by[rival]["heavy_pooled_p99_ratio"], FACTOR, at_least=True)
     return out
 
 
@@ -116,16 +122,19 @@ def show(by: Mapping[str, Mapping[str, Any]], absent: Mapping[str, str], rounds:
                 name,
                 *(_cell(each[k]) for k in ("moved", "returned")),
                 str(int(sum(each["oscillations"]["rounds"]))),
-                *(_cell(each[k]) for k in ("heavy_p50", "heavy_p99")),
+                _cell(each["heavy_p50"]),
+                significant(each["heavy_pooled_p99"]),
+                significant(each.get("heavy_pooled_p99_ratio", math.nan)),
+                _cell(each["heavy_p99"]),
                 _cell(each["heavy_p99_ratio"]) if "heavy_p99_ratio" in each else "-",
                 _cell(each["heavy_hogged_p99"]),
                 _cell(each["hello_p99"], 1e3),
                 str(each["errors"]),
             ]
         )
-    rows += [[name, why, *[""] * 8] for name, why in absent.items()]
-    columns = ["median (least-most)", "away, s", "back, s", "osc.", "heavy p50, s", "p99, s", "÷ unjam"]
-    columns += ["p99 with hog, s", "hello p99, ms", "errors"]
+    rows += [[name, why, *[""] * 10] for name, why in absent.items()]
+    columns = ["median (least-most)", "away, s", "back, s", "osc.", "heavy p50, s", "p99 of all, s", "÷ unjam"]
+    columns += ["p99 by round", "÷ unjam", "p99 with hog, s", "hello p99, ms", "errors"]
     results.table(f"noisy neighbour, {rounds} rounds", columns, rows)
 
 

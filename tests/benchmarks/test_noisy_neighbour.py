@@ -119,11 +119,28 @@ def test_failed_requests_count_as_endless_and_where_they_went_as_seen() -> None:
 
 def test_targets() -> None:
     good = {"moved": 2.0, "returned": 8.0, "oscillations": 0}
-    by = {name: {"heavy_p99_ratio": {"median": 2.5}} for name in ("unjam", "haproxy", "envoy", "sglang-router")}
+    by = {name: {"heavy_pooled_p99_ratio": 2.5} for name in ("unjam", "haproxy", "envoy", "sglang-router")}
     assert all(t["pass"] for t in report.targets(by, [good, good]))
-    checks = report.targets(by | {"envoy": {"heavy_p99_ratio": {"median": 1.9}}}, [good, good | {"moved": 3.5}])
+    checks = report.targets(by | {"envoy": {"heavy_pooled_p99_ratio": 1.9}}, [good, good | {"moved": 3.5}])
     assert [t["target"] for t in checks if not t["pass"]] == [
         "seconds until heavy traffic moved away, worst round",
         "envoy's heavy p99 ÷ ours",
     ]
     assert report.targets({"haproxy": by["haproxy"]}, []) == []
+
+
+def test_all_rounds_together_beside_each_round() -> None:
+    ours = [{"heavy_seconds": [1.0] * 99 + [5.0], "errors": 0}, {"heavy_seconds": [1.0] * 100, "errors": 1}]
+    theirs = [{"heavy_seconds": [2.0] * 90 + [6.0] * 10, "errors": 0}] * 2
+    filled = {
+        name: [
+            {**r, **{key: max(r["heavy_seconds"]) for key in ("heavy_p99", "heavy_hogged_p99", "hello_p99")}}
+            for r in each
+        ]
+        for name, each in (("unjam", ours), ("envoy", theirs))
+    }
+    by = report.across(filled)
+    assert by["unjam"]["heavy_pooled_p99"] == 1.0
+    assert by["envoy"]["heavy_pooled_p99_ratio"] == 6.0
+    assert by["envoy"]["heavy_p99_ratio"]["rounds"] == [1.2, 6.0]
+    assert by["unjam"]["errors"] == 1
