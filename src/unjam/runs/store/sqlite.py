@@ -1,0 +1,346 @@
+"""Runs in a SQLite file: the default store, for one gateway.
+
+Semantics of `base` in full. One thread writes, in groups of what came while it wrote the last ones: one transaction for
+many operations, of which one that fails takes no other with it. Another thread reads. No call blocks the event loop.
+
+What returned survives the death of any process (also `kill -9`). A power cut takes nothing that was created, claimed,
+sent or settled; it may take the last moments' events and checkpoints of a running run. Leases are kept in memory: when
+the file is opened, each running run has a fresh one. On a full disk, or a file that can't be written to, calls raise
+`StoreAway`, having changed nothing, and work again once they can.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple
+
+from unjam.runs.machine import FINISH
+from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled
+from unjam.runs.store import sqlite_reader as reader
+from unjam.runs.store.base import (
+    KEPT_AT_LEAST,
+    LEASE,
+    OnGrowth,
+    OnReady,
+    Runs,
+    StoreAway,
+    StoreError,
+    check_size,
+)
+from unjam.runs.store.sqlite_desk import Answers, Desk, Done, Job, Jobs, settle
+from unjam.runs.store.sqlite_ledger import Ledger
+from unjam.runs.store.sqlite_schema import Lock, connect, prepare, translated
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+#: Errors after which the connection is as good as before.
+_HARMLESS: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class _Written(NamedTuple):
+    """What a group came to: answers, and what is to be told of it."""
+
+    done: Answers
+    growth: dict[str, int]
+    ready: set[str]
+
+
+class _GroupFailed(Exception):
+    """`alone`: its operations may fare better one by one."""
+
+    def __init__(self, error: BaseException, alone: bool) -> None:
+        super().__init__()
+        self.error = error
+        self.alone = alone
+
+
+class SqliteStore:
+    """`path`: of the file, which is made where there is none. `clock`: wall time; `monotonic`: what leases go by. Both
+    in seconds, and called on any thread."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.on_growth: OnGrowth = lambda run, seq: None
+        self.on_ready: OnReady = lambda service: None
+        self.path = Path(path)
+        self._watched: set[str] = set()
+        self._ledger = Ledger(clock, monotonic, self._watched)
+        self._lock = Lock(self.path)
+        self._reader: sqlite3.Connection | None = None
+        self._writing: Desk | None = None
+        self._reading: Desk | None = None
+
+    @property
+    def commits(self) -> int:
+        """Transactions so far."""
+        return self._ledger.commits
+
+    async def open(self) -> None:
+        self._writing = Desk("unjam-runs-write", self._write_group, self._tell, self._shut)
+        self._reading = Desk("unjam-runs-read", self._read_group, self._tell, self._shut_reader)
+        try:
+            await self._write(self._begin)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        for desk in (self._reading, self._writing):
+            if desk is not None:
+                await desk.close()
+
+    # -- a run's life ---------------------------------------------------------------------------------------------
+
+    async def create(self, new: NewRun) -> tuple[Run, bool]:
+        check_size(new.input)
+        return await self._write(self._ledger.create, new)
+
+    async def claim(
+        self,
+        services: Sequence[str],
+        worker: str,
+        *,
+        pull: bool,
+        lanes: Sequence[str] = ("fast", "heavy"),
+        lease: float = LEASE,
+    ) -> Claim | None:
+        return await self._write(self._ledger.claim, services, worker, pull, lanes, lease)
+
+    async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
+        check_size(*[event.data for event in events])
+        return await self._write(self._ledger.append, run, fence, batch, events, firm=False)
+
+    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
+        check_size(checkpoint)
+        return await self._write(self._ledger.heartbeat, run, fence, checkpoint, lease, firm=False)
+
+    async def finish(
+        self,
+        run: str,
+        fence: int,
+        status: str,
+        *,
+        result: bytes | None = None,
+        error: bytes | None = None,
+        batch: int | None = None,
+        events: Sequence[NewEvent] = (),
+    ) -> Settled:
+        if status not in FINISH:
+            raise ValueError(f"no run finishes as {status!r}")
+        check_size(result, error, *[event.data for event in events])
+        return await self._write(self._ledger.finish, run, fence, status, result, error, batch, events)
+
+    async def release(self, run: str, fence: int, checkpoint: bytes | None = None) -> Settled:
+        check_size(checkpoint)
+        return await self._write(self._ledger.release, run, fence, checkpoint)
+
+    async def sweep(self, limit: int = 100) -> list[Settled]:
+        return await self._write(self._ledger.sweep, limit)
+
+    async def cancel(self, run: str) -> Settled:
+        return await self._write(self._ledger.cancel, run)
+
+    async def requeue(self, run: str) -> Settled:
+        return await self._write(self._ledger.requeue, run)
+
+    async def send(self, run: str, data: bytes) -> int:
+        check_size(data)
+        return await self._write(self._ledger.send, run, data)
+
+    async def housekeep(self, keep: float, limit: int = 1000) -> int:
+        if keep < KEPT_AT_LEAST:
+            raise ValueError(f"ended runs are kept {KEPT_AT_LEAST:g} s at least")
+        gone, more = 0, True
+        while more:
+            number, more = await self._write(self._ledger.purge, keep, limit - gone)
+            gone += number
+        return gone
+
+    async def depth(self) -> dict[str, tuple[int, int]]:
+        return await self._write(self._ledger.depth)
+
+    # -- from it ------------------------------------------------------------------------------------------------------
+
+    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
+        return await self._read(reader.inputs, run, after)
+
+    async def get(self, run: str) -> Run:
+        return await self._read(reader.get, run)
+
+    async def result(self, run: str) -> bytes | None:
+        return await self._read(reader.result, run)
+
+    async def read(self, run: str, after: int = -1, limit: int = 256, size: int = 1 << 20) -> Batch:
+        return await self._read(reader.read, run, after, limit, size)
+
+    async def list(
+        self,
+        tenant: str | None,
+        *,
+        service: str | None = None,
+        status: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> Runs:
+        return await self._read(reader.listed, tenant, service, status, before, limit)
+
+    async def dead(self, service: str | None = None, limit: int = 100) -> Runs:
+        return await self._read(reader.dead, service, limit)
+
+    def watch(self, run: str) -> None:
+        self._watched.add(run)
+
+    def unwatch(self, run: str) -> None:
+        self._watched.discard(run)
+
+    # -- on the loop --------------------------------------------------------------------------------------------------
+
+    async def _write(self, call: Callable[[*Ts], T], *arguments: *Ts, firm: bool = True) -> T:
+        if self._writing is None:
+            raise StoreAway("the store is not open")
+        answer: T = await self._writing.submit(call, arguments, firm)
+        return answer
+
+    async def _read(self, call: Callable[[sqlite3.Connection, *Ts], T], *arguments: *Ts) -> T:
+        if self._reading is None:
+            raise StoreAway("the store is not open")
+        answer: T = await self._reading.submit(call, arguments, False)
+        return answer
+
+    def _tell(self, written: _Written) -> None:
+        for done in written.done:
+            if not settle(done) and isinstance(done.value, Claim):
+                self._give_back(done.value.run)
+        for run, seq in written.growth.items():
+            self.on_growth(run, seq)
+        for service in written.ready:
+            self.on_ready(service)
+
+    def _give_back(self, run: Run) -> None:
+        """Whoever claimed it was cancelled meanwhile and doesn't know; the lease would be long in expiring."""
+        assert self._writing is not None
+        try:
+            future = self._writing.submit(self._ledger.release, (run.id, run.fence, None), True)
+        except StoreAway:
+            return
+        # If that fails, the lease will expire.
+        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+    # -- on the writer's thread ---------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """First job of the writer."""
+
+    def _write_group(self, jobs: Jobs) -> _Written:
+        # Who was cancelled by now gets nothing done.
+        jobs = [job for job in jobs if not job.future.cancelled()]
+        try:
+            return self._together(jobs)
+        except _GroupFailed as failed:
+            if not failed.alone or len(jobs) == 1:
+                return _Written([Done(job, None, failed.error) for job in jobs], {}, set())
+        every = _Written([], {}, set())
+        for job in jobs:
+            try:
+                written = self._together([job])
+            except _GroupFailed as failed:
+                every.done.append(Done(job, None, failed.error))
+            else:
+                every.done.extend(written.done)
+                every.growth.update(written.growth)
+                every.ready.update(written.ready)
+        return every
+
+    def _together(self, jobs: Jobs) -> _Written:
+        """All in one transaction. Raises _GroupFailed: none of it has happened."""
+        ledger = self._ledger
+        done: Answers = []
+        try:
+            self._connect()
+            ledger.firm = any(job.firm for job in jobs)
+            for job in jobs:
+                mark = ledger.begin()
+                try:
+                    done.append(Done(job, job.call(*job.arguments), None))
+                except sqlite3.Error:
+                    raise
+                except Exception as error:
+                    if not ledger.undo(mark):
+                        raise
+                    done.append(Done(job, None, error))
+            growth, ready = ledger.growth, ledger.ready
+            ledger.commit()
+        except sqlite3.Error as error:
+            self._abandon(getattr(error, "sqlite_errorcode", 0) & 0xFF in _HARMLESS)
+            full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+            raise _GroupFailed(translated(error, self.path), alone=full) from error
+        except Exception as error:
+            self._abandon(True)
+            raise _GroupFailed(error, alone=not isinstance(error, StoreError)) from error
+        return _Written(done, growth, ready)
+
+    def _connect(self) -> None:
+        """Where there is no connection: the first time, and after a fault."""
+        if self._ledger.connection is not None:
+            return
+        self._lock.take()
+        connection = None
+        try:
+            if not self.path.exists():
+                # Payloads are nobody else's business.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            connection = connect(self.path)
+            prepare(connection, self.path)
+            self._ledger.load(connection)
+        except BaseException:
+            self._ledger.connection = None
+            if connection is not None:
+                connection.close()
+            raise
+
+    def _abandon(self, usable: bool) -> None:
+        try:
+            self._ledger.abandon()
+        except sqlite3.Error:
+            usable = False
+        if not usable and self._ledger.connection is not None:
+            self._ledger.connection.close()
+            self._ledger.connection = None
+
+    def _shut(self) -> None:
+        if self._ledger.connection is not None:
+            self._ledger.connection.close()
+            self._ledger.connection = None
+        self._lock.drop()
+
+    # -- on the reader's thread ---------------------------------------------------------------------------------------
+
+    def _read_group(self, jobs: Jobs) -> _Written:
+        return _Written([self._answer(job) for job in jobs if not job.future.cancelled()], {}, set())
+
+    def _answer(self, job: Job) -> Done:
+        try:
+            if self._reader is None:
+                self._reader = connect(self.path, reader=True)
+            return Done(job, job.call(self._reader, *job.arguments), None)
+        except sqlite3.Error as error:
+            if self._reader is not None and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _HARMLESS:
+                self._reader.close()
+                self._reader = None
+            return Done(job, None, translated(error, self.path))
+        except Exception as error:  # noqa: BLE001 - a fault in one query is its caller's; the thread serves others
+            return Done(job, None, error)
+
+    def _shut_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

@@ -1,0 +1,125 @@
+"""A thread that does the jobs of an event loop, in groups: all that came while it did the last ones.
+
+Under load groups grow by themselves, and a lone job waits for nobody. The loop is woken once for a group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Final, NamedTuple
+
+from unjam.runs.store.base import StoreAway
+
+#: Jobs in a group at most: what bounds how long the first of them waits for the others, and, as the thread holds the
+#: interpreter while it decides on them (10 µs each), how long the event loop may have to wait for it.
+GROUP: Final = 128
+#: Seconds to collect a group, when the last one showed that there is company.
+LINGER: Final = 0.0
+
+
+class Job(NamedTuple):
+    """`firm`: what it does is to reach the disk before it counts as done."""
+
+    future: asyncio.Future[Any]
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    firm: bool
+
+
+Jobs = list[Job]
+
+
+class Done(NamedTuple):
+    job: Job
+    value: Any
+    error: BaseException | None
+
+
+Answers = list[Done]
+
+
+class Desk:
+    """`serve`: does a group, on the thread. Its answer is handed to `tell` on the loop. `closed`: runs last, on the
+    thread."""
+
+    def __init__(
+        self,
+        name: str,
+        serve: Callable[[Jobs], Any],
+        tell: Callable[[Any], None],
+        closed: Callable[[], None],
+    ) -> None:
+        self._serve = serve
+        self._tell = tell
+        self._closed = closed
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._open = True
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[..., Any], arguments: tuple[Any, ...], firm: bool) -> asyncio.Future[Any]:
+        """Raises StoreAway after `close`."""
+        if not self._open:
+            raise StoreAway("the store is closed")
+        future = self._loop.create_future()
+        self._jobs.put(Job(future, call, arguments, firm))
+        return future
+
+    async def close(self) -> None:
+        """Everything submitted is done first."""
+        if self._open:
+            self._open = False
+            self._jobs.put(None)
+        await asyncio.shield(self._ended)
+        self._thread.join()
+
+    def _run(self) -> None:
+        going = True
+        size = 0
+        while going:
+            job = self._jobs.get()
+            group: list[Job] = []
+            if LINGER and size > 1:
+                time.sleep(LINGER)
+            while job is not None:
+                group.append(job)
+                if len(group) == GROUP:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except Empty:
+                    break
+            going = job is not None
+            size = len(group)
+            if group:
+                self._to_loop(self._tell, self._serve(group))
+        self._closed()
+        self._to_loop(self._end)
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _to_loop(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            pass  # the loop was closed under us: nobody waits any more
+
+
+def settle(done: Done) -> bool:
+    """On the loop: give the answer. False: nobody waits for it any more."""
+    future = done.job.future
+    if future.done():
+        return False
+    if done.error is None:
+        future.set_result(done.value)
+    else:
+        future.set_exception(done.error)
+    return True
