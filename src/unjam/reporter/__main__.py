@@ -9,10 +9,9 @@ import signal
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
 
 from unjam.reporter.child import Child, NoChild
-from unjam.reporter.link import Gateway, Link
+from unjam.reporter.link import Link
 from unjam.reporter.meter import HostMeter
 from unjam.reporter.options import Options, UsageError, parse
 from unjam.reporter.sidecar import CannotListen, Sidecar
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str], env: Mapping[str, str]) -> int:
         sys.stderr.write(f"unjam report: {error}\n")
         return USAGE
     for gateway in options.gateways:
-        if not gateway.secure and not _on_this_machine(gateway):
+        if not gateway.secure and not gateway.on_this_machine:
             log.warning(f"the token crosses the network to {gateway.url} without TLS")
     return asyncio.run(_run(options, tls))
 
@@ -82,13 +81,6 @@ def _tls(options: Options) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=None if options.ca is None else str(options.ca))
     except ssl.SSLError:
         raise UsageError(f"--ca {options.ca} holds no certificates in PEM form.") from None
-
-
-def _on_this_machine(gateway: Gateway) -> bool:
-    try:
-        return ip_address(gateway.host).is_loopback
-    except ValueError:
-        return gateway.host == "localhost"
 
 
 def console() -> None:

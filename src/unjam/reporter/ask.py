@@ -11,7 +11,7 @@ import json
 import ssl
 from typing import Any, Final
 
-from unjam.reporter.client import Answer, BadAnswer, Connection
+from unjam.http.connection import Answer, BadAnswer, Connection
 
 #: Seconds for an answer; an agent that is busy with one request at a time answers none.
 PATIENCE: Final = 1.0

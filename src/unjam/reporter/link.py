@@ -16,9 +16,9 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
-from urllib.parse import urlsplit
 
-from unjam.reporter.client import Answer, BadAnswer, Connection
+from unjam.http.connection import Answer, BadAnswer, Connection
+from unjam.http.origin import Origin
 
 READY: Final = "ready"
 DRAINING: Final = "draining"
@@ -58,40 +58,15 @@ class Heard:
     interval: float
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
+class Gateway(Origin):
     """Where a gateway's listener for reporters is. `base`: path before `/v1/report`, mostly empty."""
 
-    url: str
-    host: str
-    port: int
-    secure: bool
-    base: str = ""
-
-    @classmethod
-    def at(cls, url: str) -> Gateway:
-        """Raises ValueError in words for what is not an http or https URL."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            raise ValueError(f"{url!r} must begin with http:// or https://")
-        if not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError(f"{url!r} has no host, or characters that a URL may not have")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError(f"{url!r} must be scheme, host, port and perhaps a path, and nothing else")
-        secure = parts.scheme == "https"
-        try:
-            port = parts.port
-        except ValueError:
-            raise ValueError(f"{url!r}: the port must be a number up to 65535") from None
-        if port is None:
-            port = 443 if secure else 80
-        return cls(url.rstrip("/"), parts.hostname, port, secure, parts.path.rstrip("/"))
+    __slots__ = ()
 
     @property
     def head(self) -> bytes:
-        host = f"[{self.host}]" if ":" in self.host else self.host
         return (
-            f"POST {self.base}/v1/report HTTP/1.1\r\nhost: {host}:{self.port}\r\n"
+            f"POST {self.base}/v1/report HTTP/1.1\r\nhost: {self.authority}\r\n"
             "content-type: application/json\r\naccept: application/json\r\nuser-agent: unjam-reporter\r\n"
         ).encode()
 
