@@ -223,6 +223,8 @@ class ClientConnection(asyncio.Protocol):
             self.inbox = rest
         exchange = gateway.route(self, head, now)
         if exchange is None:  # answered already
+            if self.mode == GONE:  # and the connection has another owner now
+                return
             body_done = self.mode == AHEAD
             self._after_answer(body_done)
             if not body_done and rest:
@@ -462,6 +464,17 @@ class ClientConnection(asyncio.Protocol):
         self.keep_alive = False
         if self.exchange is None and self.mode == HEADS and not self.head_since:
             self._close(False)
+
+    def hand_over(self) -> bytes:
+        """Give up the connection of the request under way to another protocol, which from now on accounts for it (its
+        descriptor, the open connections) and for its transport. Returns what the client sent behind that request."""
+        early, self.inbox = self.inbox, b""
+        self.mode = GONE
+        self.gateway.clients.discard(self)
+        self.reader.forget()
+        self.exchange = None
+        self._forwarded = b""
+        return early
 
     def start_tunnel(self) -> None:
         self.mode = TUNNEL
