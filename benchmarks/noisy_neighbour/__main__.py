@@ -40,7 +40,7 @@ def balancers() -> list[Peer]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of 44 s each instead of 140")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     parser.add_argument("--load", type=float, default=FULL.load, help="cores that the script needs, of two")
     parser.add_argument("--hogs", type=int, default=FULL.hogs, help="processes")
     parser.add_argument("--only", nargs="+", help="names of balancers")
@@ -49,8 +49,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         parser.error("this needs two cores")
-    if given.quick:
-        given.rounds = 1
+    given.rounds = given.rounds or (1 if given.quick else 3)
     plan = dataclasses.replace(QUICK if given.quick else FULL, load=given.load, hogs=given.hogs)
     machine = results.machine()
     chosen = [p for p in balancers() if not given.only or p.name in given.only]
