@@ -28,7 +28,7 @@ check: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	@scripts/system_packages.sh curl haproxy
+	@scripts/system_packages.sh curl haproxy redis-server
 	$(BIN)/pytest
 
 fuzz: setup  ## a million inputs through the parsers

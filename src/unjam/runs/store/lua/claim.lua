@@ -1,0 +1,52 @@
+-- KEYS[1]: order of the index. ARGV: now, again, tag, token, worker, pull, lease in ms, number of lanes, lanes, services.
+-- The token is kept for as long as the same call may come again.
+local x = P .. '{' .. ARGV[3] .. '}:'
+local function answer(r)
+  return {'ok', view(r), call('GET', r.home .. 'input:' .. r.id), call('GET', r.home .. 'check:' .. r.id)}
+end
+if AGAIN then
+  local id = call('GET', x .. 'claim:' .. ARGV[4])
+  local r = id and fetch(id)
+  if r and r.op == ARGV[4] and r.status == 'running' then return answer(r) end
+end
+local pull, lanes = ARGV[6], tonumber(ARGV[8])
+for lane = 9, 8 + lanes do
+  while true do
+    local id, first, from
+    for i = 9 + lanes, #ARGV do
+      local name = x .. queue(pull, ARGV[lane], ARGV[i])
+      local head = call('ZRANGE', name, 0, 0, 'WITHSCORES')
+      if head[1] and (not first or tonumber(head[2]) < first) then
+        id, first, from = head[1], tonumber(head[2]), name
+      end
+    end
+    if not id then break end
+    local r = fetch(id)
+    if not r or r.status ~= 'queued' then
+      call('ZREM', from, id)
+    elseif past(r) then
+      mend(r)
+      finish(r, 'expired', '{}')
+    else
+      mend(r)
+      leave(r)
+      r.attempt, r.fence = r.attempt + 1, r.fence + 1
+      write(r, 'run.attempt', string.format('{"n":%d,"from_seq":%s,"reason":"%s"}', r.attempt,
+        whole(r.mark > 0 and r.mark or 1), r.why))
+      call('HSET', r.run, 'status', 'running', 'attempt', r.attempt, 'fence', r.fence, 'seq', r.seq, 'worker', ARGV[5],
+        'batch', 0, 'length', ARGV[7], 'op', ARGV[4])
+      r.status, r.worker = 'running', ARGV[5]
+      if not r.started then
+        r.started = NOW
+        call('HSET', r.run, 'started', NOW)
+      end
+      if r.released then call('HDEL', r.run, 'released') end
+      call('ZADD', x .. 'leases', whole(MS + tonumber(ARGV[7])), id)
+      count(x, 'running', r.service, 1)
+      call('SET', x .. 'claim:' .. ARGV[4], id, 'PX', 60000)
+      tell(r)
+      return answer(r)
+    end
+  end
+end
+return {'none'}

@@ -1,0 +1,134 @@
+-- What all scripts begin with. ARGV[1]: wall time in seconds, empty: this server's. ARGV[2]: 1 when the same call may
+-- have been carried out before. Keys are made from the id: all of a run share the hash tag of its partition. Indexes
+-- (queues, leases ...) share it too where there is a cluster; on one server they are one, which keeps their order exact.
+local P, PUBLISH, ONE = '@PREFIX@', '@PUBLISH@', @ONE@
+local SKIP = 1000
+local call = redis.call
+local time = call('TIME')
+local MS = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local NOW = ARGV[1] ~= '' and ARGV[1] or string.format('%s.%06d', time[1], tonumber(time[2]))
+local WALL = tonumber(NOW)
+local AGAIN = ARGV[2] == '1'
+
+-- The record is the first so many; the others are the store's own.
+local RECORD = 20
+local FIELDS = {
+  'service', 'tenant', 'status', 'lane', 'pull', 'version', 'retry', 'max', 'attempt', 'fence', 'seq', 'created',
+  'started', 'ended', 'deadline', 'worker', 'cancel', 'check', 'error', 'metadata',
+  'order', 'why', 'released', 'settled', 'batch', 'shown', 'length', 'mark', 'op', 'gen', 'key',
+}
+local NUMBERS = {'max', 'attempt', 'fence', 'seq', 'order', 'batch', 'length', 'mark'}
+
+local function whole(n) return string.format('%.0f', n) end
+local function home(id) return P .. '{p' .. string.sub(id, 5, 6) .. '}:' end
+local function index(id) return ONE and P .. '{all}:' or home(id) end
+-- Sorts by age over all partitions, as `model.age`.
+local function aged(id) return string.sub(id, 7) .. string.sub(id, 5, 6) end
+local function unaged(member) return 'run_' .. string.sub(member, -2) .. string.sub(member, 1, -3) end
+local function queue(pull, lane, service) return 'queue:' .. pull .. ':' .. lane .. ':' .. service end
+
+-- The run, false for what it hasn't got; nil: there is none.
+local function fetch(id)
+  local r = {id = id, home = home(id), index = index(id)}
+  r.run = r.home .. 'run:' .. id
+  local values = call('HMGET', r.run, unpack(FIELDS))
+  if not values[1] then return nil end
+  for i = 1, #FIELDS do r[FIELDS[i]] = values[i] end
+  for i = 1, #NUMBERS do r[NUMBERS[i]] = tonumber(r[NUMBERS[i]] or 0) end
+  return r
+end
+
+local function view(r)
+  local values = {r.id}
+  for i = 1, RECORD do values[i + 1] = r[FIELDS[i]] end
+  return values
+end
+
+-- The next number of the order of creation: microseconds, and never one twice, whatever the clock does.
+local function order(x)
+  local n = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), tonumber(call('GET', x .. 'order') or 0) + 1)
+  call('SET', x .. 'order', whole(n))
+  return n
+end
+
+local function count(x, what, service, by)
+  if call('HINCRBY', x .. what, service, by) <= 0 then call('HDEL', x .. what, service) end
+end
+
+local function write(r, type, data)
+  call('XADD', r.home .. 'log:' .. r.id, r.seq .. '-1', 't', type, 'd', data, 'a', NOW)
+  r.seq = r.seq + 1
+end
+
+local function tell(r) call(PUBLISH, r.home .. 'log:' .. r.id, r.seq) end
+
+-- After a failover: what the promoted server had not yet received is lost. Its numbers are not given again: the log
+-- goes on after them with an event that tells of the gap. `known`: the next seq as the owner knows it, who alone
+-- writes while it owns the run; nobody else can know, and leaves room. Fences go on after the lost ones as well, unless it's the owner that writes.
+local function mend(r, known, owner)
+  local gen = call('GET', r.index .. 'gen') or '0'
+  local to = r.seq
+  if known then
+    to = math.max(to, known)
+  elseif (r.gen or '0') ~= gen then
+    to = to + SKIP
+    if not owner then r.fence = r.fence + SKIP end
+  end
+  if (r.gen or '0') ~= gen then call('HSET', r.run, 'gen', gen) end
+  if to > r.seq then
+    local from = r.seq
+    r.seq = to
+    write(r, 'run.gap', string.format('{"from":%s,"to":%s}', whole(from), whole(to - 1)))
+    call('HSET', r.run, 'seq', r.seq, 'fence', r.fence)
+    return true
+  end
+end
+
+local function enqueue(r, place, why)
+  call('ZADD', r.index .. queue(r.pull, r.lane, r.service), whole(place), r.id)
+  count(r.index, 'queued', r.service, 1)
+  call('HSET', r.run, 'status', 'queued', 'attempt', r.attempt, 'seq', r.seq, 'why', why)
+  if r.worker then call('HDEL', r.run, 'worker') end
+  r.status, r.worker = 'queued', false
+  call(PUBLISH, r.index .. 'ready', table.concat({r.pull, r.lane, whole(place), r.service}, '\n'))
+end
+
+-- Out of the queue, or off its worker.
+local function leave(r)
+  if r.status == 'queued' then
+    call('ZREM', r.index .. queue(r.pull, r.lane, r.service), r.id)
+    count(r.index, 'queued', r.service, -1)
+  elseif r.status == 'running' then
+    call('ZREM', r.index .. 'leases', r.id)
+    count(r.index, 'running', r.service, -1)
+  end
+end
+
+local function finish(r, status, data, error)
+  leave(r)
+  write(r, 'run.' .. status, data)
+  call('HSET', r.run, 'status', status, 'ended', NOW, 'seq', r.seq)
+  if error then call('HSET', r.run, 'error', error) end
+  r.status, r.ended, r.error = status, NOW, error or false
+  call('ZADD', r.index .. 'ended', NOW, r.id)
+  if r.deadline then call('ZREM', r.index .. 'deadlines', r.id) end
+  tell(r)
+end
+
+local function past(r) return r.deadline and tonumber(r.deadline) <= WALL end
+local function ended(status) return status ~= 'queued' and status ~= 'running' end
+
+local function checkpoint(r, data)
+  call('SET', r.home .. 'check:' .. r.id, data)
+  call('HSET', r.run, 'check', '1', 'mark', r.seq)
+  r.check = '1'
+end
+
+-- Events from ARGV[first] on: type, data, type, data ...
+local function add(r, batch, first)
+  local from = r.seq
+  for i = first, #ARGV, 2 do write(r, ARGV[i], ARGV[i + 1]) end
+  call('HSET', r.run, 'seq', r.seq, 'batch', batch, 'first', from, 'next', r.seq)
+  if r.seq > from then call('HSET', r.run, 'shown', '1') end
+  return from
+end

@@ -1,0 +1,12 @@
+-- KEYS[1]: the run. ARGV: now, again, id, token (16 bytes), data. An input is kept behind the token of its sending.
+local status = call('HGET', KEYS[1], 'status')
+if not status then return {'unknown'} end
+local list = home(ARGV[3]) .. 'inputs:' .. ARGV[3]
+if AGAIN then
+  local from = math.max(0, call('LLEN', list) - 1000)
+  for i, sent in ipairs(call('LRANGE', list, from, -1)) do
+    if string.sub(sent, 1, 16) == ARGV[4] then return {'ok', from + i} end
+  end
+end
+if ended(status) then return {'fenced', status, call('HGET', KEYS[1], 'fence')} end
+return {'ok', call('RPUSH', list, ARGV[4] .. ARGV[5])}

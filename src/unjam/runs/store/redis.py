@@ -1,0 +1,494 @@
+"""Runs in Redis 7.0 or newer: shared by gateways and workers on any number of machines.
+
+Every change of a run is one Lua script on the server that has its partition: all of it happens, or nothing. A call
+whose reply was lost is sent again and answered as the first time. What is acknowledged is as durable as the Redis is:
+with an append-only file it survives the death of the process, with `replicas=1` in the URL a failover too. Without,
+a failover loses what had not been replicated: the log of a live run then goes on after a `run.gap` event {from, to:
+the numbers that were lost or left out}, and no seq or fence is given twice. Leases go by the server's TIME; wall times
+too, unless a `clock` is given.
+
+Order: on one server (or with Sentinel) strictly first in, first out; in a cluster nearly (`redis_ready`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from unjam.runs.machine import FINISH, change
+from unjam.runs.model import (
+    EXHAUSTED,
+    LOST,
+    PARTITIONS,
+    Appended,
+    Batch,
+    Beat,
+    Claim,
+    NewEvent,
+    NewRun,
+    Run,
+    Settled,
+    age,
+    created_data,
+    failed_data,
+    new_id,
+    partition_of,
+)
+from unjam.runs.store.base import (
+    KEPT_AT_LEAST,
+    LEASE,
+    Fenced,
+    OnGrowth,
+    OnReady,
+    Runs,
+    StoreAway,
+    StoreError,
+    UnknownRun,
+    check_size,
+)
+from unjam.runs.store.redis_codec import batch_of, checked, created_run, fields_of, flat, run_of
+from unjam.runs.store.redis_feed import Channels, Feed
+from unjam.runs.store.redis_link import BULK, Link
+from unjam.runs.store.redis_ready import Heads, Places
+from unjam.runs.store.redis_url import parse
+
+#: Owned runs whose next seq is remembered, for logs that lose their tail.
+_REMEMBERED: Final = 1 << 16
+#: Seconds that a count of a cluster's queues may be old, unless it is near the limit.
+_COUNTED: Final = 0.2
+
+
+class RedisStore:
+    """`url`: see `redis_url`. `on_warning`: told in words what endangers runs (eviction, no append-only file, no TLS).
+    `clock`: wall time in seconds; None: the server's."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        on_warning: Callable[[str], None] = lambda warning: None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.on_growth: OnGrowth = lambda run, seq: None
+        self.on_ready: OnReady = lambda service: None
+        self._place = parse(url)
+        self._prefix = self._place.prefix
+        self._clock = clock
+        self._link = Link(self._place, on_warning)
+        self._feed = Feed(self._link, self._heard, self._subscribed)
+        self._link.on_map = self._feed.replan
+        self._watched: set[str] = set()
+        self._services: set[str] = set()
+        self._ready: set[str] = set()
+        self._heads: dict[tuple[frozenset[str], bool, tuple[str, ...]], Heads] = {}
+        self._counted: dict[str, tuple[float, int]] = {}
+        self._known: dict[str, tuple[int, int]] = {}
+        self._later: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        try:
+            await self._link.open()
+        except BaseException:
+            await self._link.close()
+            raise
+        for part, tag in enumerate(self._link.tags):
+            self._feed.add(f"{self._prefix}{{{tag}}}:ready", part)
+        self._feed.open()
+
+    async def close(self) -> None:
+        later = list(self._later)
+        for task in later:
+            task.cancel()
+        await asyncio.gather(*later, return_exceptions=True)
+        for heads in self._heads.values():
+            await heads.close()
+        await self._feed.close()
+        await self._link.close()
+
+    # -- a run's life ---------------------------------------------------------------------------------------------
+
+    async def create(self, new: NewRun) -> tuple[Run, bool]:
+        check_size(new.input)
+        part, key = None, ""
+        if new.key is not None:
+            named = hashlib.sha256(msgspec.json.encode((new.tenant, new.service, new.key)))
+            part, key = named.digest()[0] % PARTITIONS, named.hexdigest()
+        run = new_id(time.time() if self._clock is None else self._clock(), part)
+        most: int | str = "" if new.max_queued is None else new.max_queued
+        if self._link.clustered and new.max_queued is not None:
+            # Not known to one server: counted over all, which creates at the same time may exceed by their number.
+            most = "" if await self._room(new.service, new.max_queued) else 0
+        reply = checked(
+            await self._script(
+                "create", run, key, new.digest, most, new.input, created_data(new.service, new.lane),
+                "" if new.deadline is None else f"{new.deadline:.6f}", *fields_of(new), bulk=len(new.input) > BULK,
+            )
+        )  # fmt: skip
+        if reply[1] == 2:
+            return created_run(run, new, reply[2]), True
+        return run_of(reply[2]), reply[1] == 1
+
+    async def claim(
+        self,
+        services: Sequence[str],
+        worker: str,
+        *,
+        pull: bool,
+        lanes: Sequence[str] = ("fast", "heavy"),
+        lease: float = LEASE,
+    ) -> Claim | None:
+        self._services.update(services)
+        if not services or not lanes:
+            return None
+        if not self._link.clustered:
+            return await self._claim(0, services, worker, pull, lanes, lease)
+        heads = self._heads_of(frozenset(services), pull, tuple(lanes))
+        asked = heads.asked()
+        if heads.stale():
+            await heads.look(asked)
+        while True:
+            found = heads.take()
+            if found is None:
+                if not await heads.look(asked):
+                    return None
+                asked = heads.asked()
+                found = heads.take()
+                if found is None:  # what was seen is being claimed by others; behind it there may be more
+                    continue
+            lane, part = found
+            claim, (places,) = await asyncio.gather(
+                self._claim(part, services, worker, pull, [lanes[lane]], lease),
+                self._look([part], services, pull, [lanes[lane]]),
+            )
+            heads.note(lane, part, places[1][0])
+            if claim is not None:
+                return claim
+
+    async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
+        check_size(*(event.data for event in events))
+        size = sum(len(event.data) for event in events)
+        reply = await self._owned(run, "append", fence, batch, self._next(run, fence), *flat(events), bulk=size > BULK)
+        first, following = int(reply[1]), int(reply[2])
+        self._remember(run, fence, following)
+        return Appended(first, following, reply[3] is not None)
+
+    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
+        check_size(checkpoint)
+        reply = await self._owned(
+            run, "heartbeat", fence, _ms(lease), *_optional(checkpoint), bulk=len(checkpoint or b"") > BULK
+        )
+        return Beat(reply[1] is not None, reply[2])
+
+    async def finish(
+        self,
+        run: str,
+        fence: int,
+        status: str,
+        *,
+        result: bytes | None = None,
+        error: bytes | None = None,
+        batch: int | None = None,
+        events: Sequence[NewEvent] = (),
+    ) -> Settled:
+        trigger = FINISH.get(status)
+        if trigger is None:
+            raise ValueError(f"no run finishes as {status!r}")
+        check_size(result, error, *(event.data for event in events))
+        to = change("running", trigger).to
+        reply = await self._owned(
+            run, "finish", fence, _token(), to, *_optional(result), *_optional(error),
+            failed_data(error) if to == "failed" else b"{}", "" if batch is None else batch, self._next(run, fence),
+            *flat(events), bulk=len(result or b"") > BULK,
+        )  # fmt: skip
+        self._known.pop(run, None)
+        return Settled(run_of(reply[2]), reply[1] == 1)
+
+    async def release(self, run: str, fence: int, checkpoint: bytes | None = None) -> Settled:
+        check_size(checkpoint)
+        reply = await self._owned(run, "release", fence, _token(), *_optional(checkpoint))
+        self._known.pop(run, None)
+        return Settled(run_of(reply[2]), reply[1] == 1)
+
+    async def sweep(self, limit: int = 100) -> list[Settled]:
+        due = range(len(self._link.tags))
+        if self._link.clustered:
+            counts = await asyncio.gather(*(self._indexed("sweep", part, 0, LOST, EXHAUSTED) for part in due))
+            due = [part for part, reply in enumerate(counts) if reply[1]]  # type: ignore[assignment]
+        settled: list[Settled] = []
+        for part in due:
+            if len(settled) < limit:
+                reply = await self._indexed("sweep", part, limit - len(settled), LOST, EXHAUSTED)
+                settled += [Settled(run_of(values), True) for values in reply[1]]
+        return settled
+
+    async def cancel(self, run: str) -> Settled:
+        reply = checked(await self._script("cancel", run, _token()), run)
+        return Settled(run_of(reply[2]), reply[1] == 1)
+
+    async def requeue(self, run: str) -> Settled:
+        reply = checked(await self._script("requeue", run, _token()), run)
+        return Settled(run_of(reply[2]), reply[1] == 1)
+
+    # -- to and from it -------------------------------------------------------------------------------------------
+
+    async def send(self, run: str, data: bytes) -> int:
+        check_size(data)
+        reply = checked(await self._script("send", run, secrets.token_bytes(16), data, bulk=len(data) > BULK), run)
+        return int(reply[1])
+
+    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
+        begin = max(after, 0)
+        reply = checked(await self._script("inputs", run, begin, durable=False, bulk=True), run)
+        return [(number, sent[16:]) for number, sent in enumerate(reply[1], start=begin + 1)]
+
+    async def get(self, run: str) -> Run:
+        return run_of(checked(await self._script("get", run, durable=False), run)[1])
+
+    async def result(self, run: str) -> bytes | None:
+        found: bytes | None = checked(await self._script("result", run, durable=False, bulk=True), run)[1]
+        return found
+
+    async def read(self, run: str, after: int = -1, limit: int = 256, size: int = 1 << 20) -> Batch:
+        begin = max(after + 1, 0)
+        reply = checked(await self._script("read", run, begin, max(limit, 1), size, durable=False), run)
+        return batch_of(run, begin - 1, reply)
+
+    async def list(
+        self,
+        tenant: str | None,
+        *,
+        service: str | None = None,
+        status: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> Runs:
+        begin = "" if before is None else age(before) + before[4:6]
+        which = ("0", "") if tenant is None else ("1", tenant)
+
+        async def of(part: int) -> Runs:
+            found: Runs = []
+            at: Any = begin
+            while len(found) < limit:
+                reply = await self._indexed(
+                    "list", part, *which, service or "", status or "", at, limit - len(found), durable=False
+                )
+                found += [run_of(values) for values in reply[1]]
+                at = reply[2]
+                if not at:
+                    break
+            return found
+
+        found = [run for runs in await asyncio.gather(*map(of, range(len(self._link.tags)))) for run in runs]
+        return sorted(found, key=lambda run: (age(run.id), run.id), reverse=True)[:limit]
+
+    async def dead(self, service: str | None = None, limit: int = 100) -> Runs:
+        replies = await asyncio.gather(
+            *(self._indexed("dead", part, service or "", limit, durable=False) for part in range(len(self._link.tags)))
+        )
+        found = sorted(((float(at), run_of(run)) for reply in replies for at, run in reply[1]), key=lambda one: -one[0])
+        return [run for _, run in found[:limit]]
+
+    async def housekeep(self, keep: float, limit: int = 1000) -> int:
+        if keep < KEPT_AT_LEAST:
+            raise ValueError(f"ended runs are kept {KEPT_AT_LEAST:g} s at least")
+        deleted = 0
+        for part in range(len(self._link.tags)):
+            # In portions: a server does nothing else meanwhile.
+            while (portion := min(limit - deleted, 100)) > 0:
+                reply = await self._indexed("housekeep", part, f"{keep:.3f}", portion)
+                deleted += reply[1]
+                if reply[1] < portion:
+                    break
+        return deleted
+
+    async def depth(self) -> dict[str, tuple[int, int]]:
+        depths: dict[str, tuple[int, int]] = {}
+        parts = range(len(self._link.tags))
+        for reply in await asyncio.gather(*(self._indexed("depth", part, durable=False) for part in parts)):
+            for at, counts in enumerate(reply[1:]):
+                for name, count in zip(counts[::2], counts[1::2], strict=True):
+                    queued, running = depths.get(name.decode(), (0, 0))
+                    depths[name.decode()] = (queued + int(count) * (at == 0), running + int(count) * (at == 1))
+        return depths
+
+    def watch(self, run: str) -> None:
+        try:
+            part = partition_of(run)
+        except ValueError:
+            return
+        self._watched.add(run)
+        self._feed.add(f"{self._prefix}{{p{part:02x}}}:log:{run}", part)
+
+    def unwatch(self, run: str) -> None:
+        if run in self._watched:
+            self._watched.remove(run)
+            self._feed.remove(f"{self._prefix}{{p{run[4:6]}}}:log:{run}")
+
+    # -- scripts ----------------------------------------------------------------------------------------------------
+
+    def _now(self) -> str:
+        return "" if self._clock is None else f"{self._clock():.6f}"
+
+    async def _script(self, name: str, run: str, *argv: Any, durable: bool = True, bulk: bool = False) -> Sequence[Any]:
+        """One that is about a run."""
+        try:
+            part = partition_of(run)
+        except ValueError:
+            raise UnknownRun(f"no run {run[:40]}") from None
+        key = f"{self._prefix}{{p{part:02x}}}:run:{run}"
+        return await self._link.script(name, part, key, run, *argv, now=self._now(), durable=durable, bulk=bulk)
+
+    async def _indexed(self, name: str, part: int, *argv: Any, durable: bool = True) -> Sequence[Any]:
+        """One that is about the indexes of a partition, or of all where there is one server."""
+        tag = self._link.tags[part]
+        key = f"{self._prefix}{{{tag}}}:order"
+        return checked(await self._link.script(name, part, key, tag, *argv, now=self._now(), durable=durable))
+
+    async def _owned(self, run: str, name: str, fence: int, *argv: Any, bulk: bool = False) -> Sequence[Any]:
+        """One that only the run's owner may."""
+        try:
+            return checked(await self._script(name, run, fence, *argv, bulk=bulk), run)
+        except (Fenced, UnknownRun):
+            if (known := self._known.get(run)) is not None and known[0] == fence:
+                del self._known[run]
+            raise
+
+    async def _claim(
+        self, part: int, services: Sequence[str], worker: str, pull: bool, lanes: Sequence[str], lease: float
+    ) -> Claim | None:
+        token = _token()
+        wanted = ("1" if pull else "0", _ms(lease), len(lanes), *lanes, *services)
+        try:
+            reply = await self._indexed("claim", part, token, worker, *wanted)
+        except asyncio.CancelledError:
+            # It may have come to a run all the same, which nobody would work on until its lease is over.
+            self._do_later(self._give_back(part, token))
+            raise
+        if reply[0] == b"none":
+            return None
+        run = run_of(reply[1])
+        self._remember(run.id, run.fence, run.seq)
+        return Claim(run, reply[2] or b"", reply[3])
+
+    async def _give_back(self, part: int, token: str) -> None:
+        try:
+            reply = await self._indexed("claimed", part, token)
+            if reply[0] == b"ok":
+                await self.release(reply[1].decode(), reply[2])
+        except StoreError:
+            pass  # its lease will end
+
+    def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    # -- what an owner knows ----------------------------------------------------------------------------------------
+
+    def _remember(self, run: str, fence: int, following: int) -> None:
+        self._known[run] = (fence, following)
+        if len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def _next(self, run: str, fence: int) -> int | str:
+        known = self._known.get(run)
+        return known[1] if known is not None and known[0] == fence else ""
+
+    # -- a cluster's queues -----------------------------------------------------------------------------------------
+
+    def _heads_of(self, services: frozenset[str], pull: bool, lanes: tuple[str, ...]) -> Heads:
+        key = (services, pull, lanes)
+        if key not in self._heads:
+            every = range(len(self._link.tags))
+            self._heads[key] = Heads(services, pull, lanes, lambda: self._look(every, sorted(services), pull, lanes))
+        return self._heads[key]
+
+    async def _look(self, parts: Sequence[int], services: Sequence[str], pull: bool, lanes: Sequence[str]) -> Places:
+        wanted = ("1" if pull else "0", len(lanes), *lanes, *services)
+        replies = await asyncio.gather(*(self._indexed("heads", part, *wanted, durable=False) for part in parts))
+        return [
+            (part, [float(place) if place else None for place in reply[1]])
+            for part, reply in zip(parts, replies, strict=True)
+        ]
+
+    async def _room(self, service: str, most: int) -> bool:
+        now = asyncio.get_running_loop().time()
+        at, count = self._counted.get(service, (float("-inf"), 0))
+        if now - at > _COUNTED or count >= most * 0.9:
+            names = [f"{self._prefix}{{{tag}}}:queued" for tag in self._link.tags]
+            counts = await asyncio.gather(
+                *(self._link.command(part, "HGET", name, service) for part, name in enumerate(names))
+            )
+            at, count = now, sum(int(count or 0) for count in counts)
+        self._counted[service] = (at, count + 1)
+        return count < most
+
+    # -- hints --------------------------------------------------------------------------------------------------------
+
+    def _heard(self, channel: str, payload: bytes) -> None:
+        if not channel.endswith("}:ready"):
+            run = channel[-31:]
+            if run in self._watched:
+                self.on_growth(run, int(payload))
+            return
+        pull, lane, place, service = payload.decode().split("\n", 3)
+        if self._link.clustered:
+            part = int(channel[-9:-7], 16)
+            for heads in self._heads.values():
+                heads.hint(pull == "1", lane, service, part, float(place))
+        self._tell_ready({service})
+
+    def _tell_ready(self, services: set[str]) -> None:
+        if not self._ready:
+            asyncio.get_running_loop().call_soon(self._told)
+        self._ready |= services
+
+    def _told(self) -> None:
+        services, self._ready = self._ready, set()
+        for service in services:
+            self.on_ready(service)
+
+    def _subscribed(self, channels: Channels) -> None:
+        """From now on we are told; what was before must be looked up."""
+        runs = [channel[-31:] for channel in channels if not channel.endswith("}:ready")]
+        if len(runs) < len(channels) and self._services:
+            self._tell_ready(set(self._services))
+        if runs:
+            self._do_later(self._catch_up(runs))
+
+    async def _catch_up(self, runs: Channels) -> None:
+        while runs:
+            some, runs = runs[:500], runs[500:]
+            try:
+                found = await asyncio.gather(*map(self._seq, some))
+            except StoreAway:
+                runs = some + runs
+                await asyncio.sleep(0.5)
+                continue
+            for run, seq in zip(some, found, strict=True):
+                if seq is not None and run in self._watched:
+                    self.on_growth(run, int(seq))
+
+    async def _seq(self, run: str) -> bytes | None:
+        part = partition_of(run)
+        key = f"{self._prefix}{{p{part:02x}}}:run:{run}"
+        seq: bytes | None = await self._link.command(part, "HGET", key, "seq")
+        return seq
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _token() -> str:
+    return secrets.token_hex(8)
+
+
+def _optional(payload: bytes | None) -> tuple[str, bytes]:
+    return ("0", b"") if payload is None else ("1", payload)

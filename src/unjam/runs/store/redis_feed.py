@@ -1,0 +1,199 @@
+"""Hints from Redis: which logs have grown, and that runs wait. One subscription connection per server.
+
+A hint may be lost whenever a connection is. So after every (re)connection all is subscribed again, and for each channel
+that is confirmed `on_subscribed` is called: what happened before must be looked up, what comes after will be told.
+A connection that says nothing is asked every 5 s and given up after 12.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from unjam.runs.store.redis_link import Link
+from unjam.runs.store.redis_url import Address
+
+Channels = list[str]
+
+_PING, _SILENCE = 5.0, 12.0
+#: Channels in one command.
+_CHUNK: Final = 500
+
+
+class Feed:
+    """`on_message(channel, payload)`, `on_subscribed(channels)`: called on the loop. A channel is of its partition."""
+
+    def __init__(
+        self, link: Link, on_message: Callable[[str, bytes], None], on_subscribed: Callable[[list[str]], None]
+    ) -> None:
+        self.on_message = on_message
+        self.on_subscribed = on_subscribed
+        self.link = link
+        self._parts: dict[str, int] = {}
+        self._ears: dict[Address, _Ear] = {}
+        self._open = False
+
+    def open(self) -> None:
+        self._open = True
+        self.replan()
+
+    async def close(self) -> None:
+        self._open = False
+        ears, self._ears = list(self._ears.values()), {}
+        for ear in ears:
+            await ear.close()
+
+    def add(self, channel: str, part: int) -> None:
+        if channel not in self._parts:
+            self._parts[channel] = part
+            self._ear(part, channel)
+
+    def remove(self, channel: str) -> None:
+        part = self._parts.pop(channel, None)
+        if part is not None:
+            for ear in self._ears.values():
+                ear.remove(channel)
+
+    def replan(self) -> None:
+        """The servers changed: each channel goes to the one that has its partition now."""
+        if not self._open:
+            return
+        servers = self.link.servers()
+        for address in [address for address in self._ears if address not in servers]:
+            self._ears.pop(address).stop()
+        for channel, part in self._parts.items():
+            self._ear(part, channel)
+
+    def _ear(self, part: int, channel: str) -> None:
+        address = self.link.server(part)
+        if address is None or not self._open:
+            return
+        if address not in self._ears:
+            self._ears[address] = _Ear(self, address)
+        for other, ear in self._ears.items():
+            if other != address:
+                ear.remove(channel)
+        self._ears[address].add(channel, part)
+
+
+class _Ear:
+    """The subscription connection to one server, kept up for as long as it is wanted."""
+
+    def __init__(self, feed: Feed, address: Address) -> None:
+        self._feed = feed
+        self._address = address
+        self._sharded = "S" if feed.link.clustered else ""
+        self._channels: dict[str, int] = {}
+        self._changes: dict[str, bool] = {}
+        self._wake = asyncio.Event()
+        self._heard = 0.0
+        self._task = asyncio.create_task(self._run())
+
+    def add(self, channel: str, part: int) -> None:
+        if channel not in self._channels:
+            self._channels[channel] = part
+            self._change(channel, True)
+
+    def remove(self, channel: str) -> None:
+        if self._channels.pop(channel, None) is not None:
+            self._change(channel, False)
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+    async def close(self) -> None:
+        self.stop()
+        await asyncio.wait([self._task])
+
+    def _change(self, channel: str, wanted: bool) -> None:
+        if self._changes.pop(channel, wanted) == wanted:
+            self._changes[channel] = wanted
+        self._wake.set()
+
+    async def _run(self) -> None:
+        pause = 0.02
+        while True:
+            connection = self._feed.link.place.connection(self._address)
+            try:
+                await connection.connect()  # type: ignore[no-untyped-call]
+                pause = 0.02
+                await self._listen(connection)
+            except (RedisError, OSError):
+                pass
+            finally:
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+            self._feed.link.suspect(self._address)
+
+    async def _listen(self, connection: AbstractConnection) -> None:
+        """Returns or raises when the connection is no good any more."""
+        self._heard = asyncio.get_running_loop().time()
+        self._changes = dict.fromkeys(self._channels, True)
+        self._wake.set()
+        tasks = [asyncio.create_task(work(connection)) for work in (self._write, self._read, self._ask)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            if (error := task.exception()) is not None:
+                raise error
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            changes, self._changes = self._changes, {}
+            for wanted, verb in ((True, "SUBSCRIBE"), (False, "UNSUBSCRIBE")):
+                for channels in self._grouped(channel for channel, to in changes.items() if to is wanted):
+                    if not connection.is_connected:
+                        return
+                    await connection.send_command(self._sharded + verb, *channels, check_health=False)
+
+    def _grouped(self, channels: Iterable[str]) -> Iterable[list[str]]:
+        """As many as may be in one command: of one partition where they are sharded."""
+        groups: dict[str, list[str]] = {}
+        for channel in channels:
+            groups.setdefault(channel[: channel.index("}")] if self._sharded else "", []).append(channel)
+        for group in groups.values():
+            rest = iter(group)
+            while chunk := list(islice(rest, _CHUNK)):
+                yield chunk
+
+    async def _ask(self, connection: AbstractConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while connection.is_connected and loop.time() - self._heard < _SILENCE:
+            await connection.send_command("PING", check_health=False)
+            await asyncio.sleep(_PING)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        loop = asyncio.get_running_loop()
+        fresh: list[str] = []
+        while True:
+            reply: Any = await connection.read_response()
+            self._heard = loop.time()
+            if not isinstance(reply, list):
+                continue
+            kind, channel = reply[0], reply[1].decode()
+            if kind in (b"message", b"smessage"):
+                if channel in self._channels:
+                    self._feed.on_message(channel, reply[2])
+            elif kind in (b"subscribe", b"ssubscribe"):
+                if not fresh:
+                    loop.call_soon(self._confirm, fresh)
+                fresh.append(channel)
+            elif kind == b"sunsubscribe" and channel in self._channels and channel not in self._changes:
+                return  # its partition has moved
+
+    def _confirm(self, fresh: list[str]) -> None:
+        channels = [channel for channel in fresh if channel in self._channels]
+        fresh.clear()
+        self._feed.on_subscribed(channels)

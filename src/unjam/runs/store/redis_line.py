@@ -1,0 +1,193 @@
+"""One connection to one Redis, shared by all who call: commands leave as they come, many in a packet, and replies are
+matched in order by a reader of the line's own.
+
+So a caller that is cancelled leaves nothing behind: its reply is read and dropped here. A line that fails, or is silent
+for too long, is given up as a whole: all who wait get `Lost`, and nobody ever reads a reply that was another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+
+from unjam.runs.store.base import StoreAway, StoreError
+
+#: Milliseconds that the replicas get to confirm, where that is asked for.
+_REPLICATION: Final = 1000
+
+_PLAIN, _DURABLE, _WAIT = range(3)
+
+
+class Lost(Exception):
+    """The connection is gone. `sent`: the command may have been carried out."""
+
+    def __init__(self, why: str, sent: bool) -> None:
+        super().__init__(why)
+        self.sent = sent
+
+
+class Line:
+    """`replicas`: that must have what a durable command changed before it is answered. Made within a running loop, by
+    `connected` only."""
+
+    def __init__(self, connection: AbstractConnection, name: str, replicas: int) -> None:
+        self.name = name
+        self.lost: str | None = None
+        self._connection = connection
+        self._replicas = replicas
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._flying: deque[tuple[asyncio.Future[Any] | None, float, int]] = deque()
+        self._unconfirmed: list[tuple[asyncio.Future[Any], Any]] = []
+        self._durable = False
+        self._task = asyncio.create_task(self._run())
+
+    @classmethod
+    async def connected(cls, connection: AbstractConnection, name: str, replicas: int = 0) -> Line:
+        """Raises redis-py's errors."""
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return cls(connection, name, replicas)
+
+    def send(self, args: Sequence[Any], durable: bool = False) -> asyncio.Future[Any]:
+        """The future has the reply, or raises redis-py's ResponseError, `Lost`, or StoreAway (too few replicas)."""
+        if self.lost is not None:
+            raise Lost(self.lost, False)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._out.extend(self._connection.pack_command(*args))
+        replicated = durable and self._replicas > 0
+        self._durable |= replicated
+        self._flying.append((future, self._loop.time(), _DURABLE if replicated else _PLAIN))
+        self._wake.set()
+        return future
+
+    def silent(self, now: float) -> float:
+        """Seconds that the oldest command waits."""
+        return now - self._flying[0][1] if self._flying else 0.0
+
+    def lose(self, why: str) -> None:
+        """Give it up; callers may send again by another."""
+        if self.lost is None:
+            self.lost = why
+            self._task.cancel()
+
+    async def close(self) -> None:
+        self.lose("closed")
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        write, read = asyncio.create_task(self._write()), asyncio.create_task(self._read())
+        try:
+            await asyncio.wait((write, read), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ends = [task for task in (write, read) if task.done() and not task.cancelled()]
+            why = next((str(error) for task in ends if (error := task.exception()) is not None), "")
+            self.lost = self.lost or why or "connection closed"
+            write.cancel()
+            read.cancel()
+            for future, _ in self._unconfirmed:
+                self._fail(future)
+            for entry, _, _ in self._flying:
+                if entry is not None:
+                    self._fail(entry)
+            self._flying.clear()
+            self._unconfirmed.clear()
+            await self._connection.disconnect(nowait=True)
+            await asyncio.wait((write, read))
+
+    def _fail(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            future.set_exception(Lost(self.lost or "", True))
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._durable:
+                self._durable = False
+                self._out.extend(self._connection.pack_command("WAIT", self._replicas, _REPLICATION))
+                self._flying.append((None, self._loop.time(), _WAIT))
+            out, self._out = self._out, []
+            if not self._connection.is_connected:  # sending would dial again, in the middle of a conversation
+                return
+            await self._connection.send_packed_command([b"".join(out)], check_health=False)
+
+    async def _read(self) -> None:
+        read, flying = self._connection.read_response, self._flying
+        while True:
+            try:
+                reply = await read()
+            except ResponseError as error:
+                reply = error
+            future, _, kind = flying.popleft()
+            if kind == _WAIT:
+                self._confirmed(reply)
+            elif future is None or future.done():
+                pass
+            elif kind == _DURABLE and not isinstance(reply, Exception):
+                self._unconfirmed.append((future, reply))
+            elif isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+    def _confirmed(self, reply: Any) -> None:
+        enough = isinstance(reply, int) and reply >= self._replicas
+        for future, value in self._unconfirmed:
+            if future.done():
+                continue
+            if enough:
+                future.set_result(value)
+            else:
+                found = reply if isinstance(reply, int) else 0
+                future.set_exception(StoreAway(f"{found} replicas of {self.name} confirm, {self._replicas} must"))
+        self._unconfirmed.clear()
+
+
+_WORDS: Final = {
+    "OOM": "is out of memory (maxmemory)",
+    "READONLY": "is a read-only replica",
+    "LOADING": "is still loading its data",
+    "NOAUTH": "wants a password",
+    "WRONGPASS": "refuses our name or password",
+    "NOPERM": "does not allow us what we need",
+    "CLUSTERDOWN": "is in a cluster that is down",
+    "MASTERDOWN": "has lost its master",
+    "TRYAGAIN": "is moving these keys to another server",
+    "MISCONF": "can't write its snapshots, and takes no writes until it can",
+    "NOREPLICAS": "has too few replicas, and takes no writes",
+    "BUSY": "is busy with a script",
+    "MAXCLIENTS": "has as many clients as it may",
+}
+
+
+def in_words(error: BaseException, name: str) -> StoreError:
+    """What Redis said, as what a caller can do about it: StoreAway, or StoreError for what trying again won't mend."""
+    if isinstance(error, StoreError):
+        return error
+    text = str(error)
+    code = str(getattr(error, "status_code", None) or text.split(" ", 1)[0])
+    if isinstance(error, BusyLoadingError) or "loading the dataset" in text:
+        code = "LOADING"
+    if "max number of clients" in text:
+        code = "MAXCLIENTS"
+    if isinstance(error, AuthenticationError) and code not in _WORDS:
+        code = "WRONGPASS"
+    if "ACL failure" in text or "can't run this command" in text or "can't access" in text:
+        code = "NOPERM"
+    if code in _WORDS:
+        return StoreAway(f"Redis at {name} {_WORDS[code]}")
+    if isinstance(error, ResponseError):
+        return StoreError(f"Redis at {name}: {text}")
+    if isinstance(error, (RedisError, OSError, Lost)):
+        return StoreAway(f"Redis at {name} can't be reached: {text}")
+    raise error
