@@ -43,7 +43,8 @@ def show(made: dict[str, Any], given: argparse.Namespace) -> None:
     base = made["rows"][BASE]["figures"]
     columns = ["÷ base (95 % of bootstraps)", "mean", "heavy p99", "heavy mean", "hello p99"]
     columns += ["accepted", "refused", "late", f"≤ {LIMIT:g}"]
-    title = f"ρ {made['load']:g}, neighbours take {made['part']:.0%}, there {made['on']:g} s and away {made['off']:g} s"
+    wish = f"{'want' if made['fair'] else 'take'} {made['part']:.0%}"
+    title = f"ρ {made['load']:g}, neighbours {wish}, there {made['on']:g} s and away {made['off']:g} s"
     title += "" if made["appetite"] == 1.0 else f", requests use {made['appetite']:g} of a core"
     title += "" if made["sized"] else ", cores not configured"
     note = ", ".join(f"{x} {significant(base[x]['value'])} s" for x in FIGURES)

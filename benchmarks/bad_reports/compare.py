@@ -46,6 +46,7 @@ SCENARIOS = (
     Scenario(0.7, Neighbours(), sized=False),
     Scenario(0.8, Neighbours(part=0.75)),
     Scenario(0.8, Neighbours(part=0.75), appetite=0.1),
+    Scenario(0.8, Neighbours(part=1.0, fair=True)),
 )
 
 
@@ -170,6 +171,6 @@ def compare(
             }
         neighbours = scenario.neighbours
         about = {"load": scenario.load, "on": neighbours.on, "off": neighbours.off, "part": neighbours.part}
-        about |= {"sized": scenario.sized, "appetite": scenario.appetite}
+        about |= {"fair": neighbours.fair, "sized": scenario.sized, "appetite": scenario.appetite}
         out.append({**about, "rows": made})
     return out

@@ -34,11 +34,13 @@ FLEET = (8,) * 6 + (64,) * 2
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """Each takes `part` of its server's cores, for `on` seconds in the mean (exponential), then leaves it in peace for
-    `off` seconds in the mean."""
+    `off` seconds in the mean. `fair`: it is programs that are always ready to run, as many as that part of the cores,
+    among which and the requests the kernel divides the cores evenly: they take what is left and make room for more."""
 
     part: float = 0.5
     on: float = 100.0
     off: float = 200.0
+    fair: bool = False
 
     @property
     def taken(self) -> float:
@@ -65,6 +67,7 @@ class Server:
         "endpoint",
         "ends",
         "events",
+        "fair",
         "n",
         "noisy",
         "now",
@@ -74,10 +77,11 @@ class Server:
         "work",
     )
 
-    def __init__(self, cores: int, part: float, appetite: float) -> None:
+    def __init__(self, cores: int, neighbours: Neighbours, appetite: float = 1.0) -> None:
         self.cores = float(cores)
+        self.fair = neighbours.fair
         self.appetite = appetite
-        self.part = part
+        self.part = neighbours.part
         self.noisy = False
         self.n = 0
         self.now = 0.0
@@ -98,7 +102,16 @@ class Server:
 
     def rate(self) -> float:
         """Seconds of service that each request gets in a second."""
-        return min(1.0, self.left / (self.n * self.appetite)) if self.n else 1.0
+        if self.n == 0:
+            return 1.0
+        if self.noisy and self.fair:
+            return min(1.0, self.cores / (self.n * self.appetite + self.part * self.cores))
+        return min(1.0, self.left / (self.n * self.appetite))
+
+    def others(self) -> float:
+        """Cores that the neighbour uses now."""
+        wanted = self.part * self.cores if self.noisy else 0.0
+        return min(wanted, self.cores - self.rate() * self.n * self.appetite) if self.fair else wanted
 
     def advance(self, now: float) -> None:
         passed = now - self.now
@@ -106,8 +119,7 @@ class Server:
             rate = self.rate()
             self.work += passed * rate
             self.used += passed * rate * self.n * self.appetite
-            if self.noisy:
-                self.others_used += passed * self.cores * self.part
+            self.others_used += passed * self.others()
             self.now = now
 
 
@@ -151,7 +163,7 @@ class World:
         self.balancer = Balancer(random.Random(f"decisions/{seed}"))
         self.balancer.apply(Topology({spec.name: spec}), 0.0)
         self.service: Any = self.balancer.services[spec.name]
-        self.servers = [Server(c, neighbours.part, appetite) for c in cores]
+        self.servers = [Server(c, neighbours, appetite) for c in cores]
         self._by_name: dict[str, Server] = {}
         for i, server in enumerate(self.servers):
             server.endpoint = self.service.versions[0].endpoints[f"http://e{i}"]

@@ -28,7 +28,7 @@ def test_requests_that_mostly_wait_disturb_each_other_less() -> None:
 
 
 def test_a_neighbour_takes_its_part() -> None:
-    server = Server(8, 0.75, 1.0)
+    server = Server(8, Neighbours(part=0.75))
     server.n = 4
     server.advance(10.0)
     assert (server.used, server.others_used) == (40.0, 0.0)
@@ -36,6 +36,14 @@ def test_a_neighbour_takes_its_part() -> None:
     assert server.rate() == 0.5
     server.advance(20.0)
     assert (server.used, server.others_used) == (60.0, 60.0)
+
+
+def test_a_fair_neighbour_makes_room() -> None:
+    server = Server(8, Neighbours(part=1.0, fair=True))
+    server.noisy = True
+    assert (server.rate(), server.others()) == (1.0, 8.0)
+    server.n = 8
+    assert (server.rate(), server.others()) == (0.5, 4.0)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.make], ids=lambda row: row.name)
