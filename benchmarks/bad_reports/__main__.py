@@ -4,7 +4,7 @@
 
 First simulated: 6 servers of 8 cores and 2 of 64 with noisy neighbours, the same arrivals for every row, many seeds;
 ratios to weighted least outstanding requests without reports, with 95 % intervals. Then the same lies to a real
-gateway: are they counted, and named in `unjam status`? About 15 minutes on two cores; --quick about two.
+gateway: are they counted, and named in `unjam status`? About 30 minutes on two cores; --quick one.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def show(made: dict[str, Any], given: argparse.Namespace) -> None:
     columns += ["accepted", "refused", "late", f"≤ {LIMIT:g}"]
     wish = f"{'want' if made['fair'] else 'take'} {made['part']:.0%}"
     title = f"ρ {made['load']:g}, neighbours {wish}, there {made['on']:g} s and away {made['off']:g} s"
+    title += "" if len(made["cores"]) > 2 else f", servers of {made['cores'][0]} cores"
     title += "" if made["appetite"] == 1.0 else f", requests use {made['appetite']:g} of a core"
     title += "" if made["sized"] else ", cores not configured"
     note = ", ".join(f"{x} {significant(base[x]['value'])} s" for x in FIGURES)

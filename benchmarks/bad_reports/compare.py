@@ -30,13 +30,20 @@ LIMIT = 1.05
 class Scenario:
     """`sized`: the configuration gives the servers' cores; otherwise only reports tell them. `appetite`: part of a core
     that a request uses; where that is little, `load` is of the slots (two for each core), otherwise of the cores that
-    the neighbours leave in the long run."""
+    the neighbours leave in the long run (of all, where they make room)."""
 
     load: float
     neighbours: Neighbours
     sized: bool = True
     appetite: float = 1.0
+    cores: tuple[int, ...] = FLEET
+    mix: Mix = MIX
+    #: Of the requests asked for: long scripts of few servers say no more.
+    part: float = 1.0
 
+
+#: More of the work in audits, all of it shorter: for few servers.
+SMALL = Mix(hello=(0.5, 0.05, 0.0), chat=(0.3, 2.0, 1.0), audit=(0.2, 60.0, 0.8))
 
 #: Neighbours that come and go within the life of a report are where old news does the most harm.
 SCENARIOS = (
@@ -46,7 +53,9 @@ SCENARIOS = (
     Scenario(0.7, Neighbours(), sized=False),
     Scenario(0.8, Neighbours(part=0.75)),
     Scenario(0.8, Neighbours(part=0.75), appetite=0.1),
-    Scenario(0.8, Neighbours(part=1.0, fair=True)),
+    Scenario(0.7, Neighbours(part=1.0, fair=True)),
+    Scenario(0.35, Neighbours(part=3.0, on=200.0, off=100.0, fair=True), cores=(4, 4), mix=SMALL, part=0.4),
+    Scenario(0.25, Neighbours(part=8.0, on=200.0, off=100.0, fair=True), cores=(1, 1), mix=SMALL, part=0.4),
 )
 
 
@@ -73,13 +82,17 @@ def run(task: Task) -> dict[str, Any]:
     """One way of telling through one script: response times by class, of the jobs counted."""
     POLICIES.setdefault(WeightedLeastOutstanding.name, WeightedLeastOutstanding)
     row = next(r for r in ROWS if r.name == task.row)
-    neighbours = task.scenario.neighbours
-    appetite = task.scenario.appetite
-    cores = round(sum(FLEET) * (1.0 - neighbours.taken)) if appetite == 1.0 else 2 * sum(FLEET)
-    jobs = script(task.scenario.load, task.count, task.seed, cores, MIX)
-    world = World(
-        fleet(row.policy, sized=task.scenario.sized), FLEET, neighbours, row.make() if row.make else None, task.seed
-    )
+    scenario = task.scenario
+    neighbours, servers, mix = scenario.neighbours, scenario.cores, scenario.mix
+    cores = 2.0 * sum(servers)
+    if scenario.appetite == 1.0:
+        cores = sum(servers) * (1.0 if neighbours.fair else 1.0 - neighbours.taken)
+    count = max(100, round(task.count * scenario.part))
+    jobs = script(scenario.load, count, task.seed, round(cores), mix)
+    # Between a chat of usual length and an audit.
+    spec = fleet(row.policy, servers, up_to=mix.audit[1] / 10.0, sized=scenario.sized)
+    teller = row.make() if row.make else None
+    world = World(spec, servers, neighbours, teller, task.seed, appetite=scenario.appetite)
     seconds = world.run(jobs)
     since = WARM * jobs[-1].at
     by: dict[str, list[float]] = {kind: [] for kind in CLASSES}
@@ -171,6 +184,7 @@ def compare(
             }
         neighbours = scenario.neighbours
         about = {"load": scenario.load, "on": neighbours.on, "off": neighbours.off, "part": neighbours.part}
+        about |= {"cores": scenario.cores, "count_part": scenario.part}
         about |= {"fair": neighbours.fair, "sized": scenario.sized, "appetite": scenario.appetite}
         out.append({**about, "rows": made})
     return out
