@@ -175,8 +175,9 @@ async def test_a_dead_run_is_queued_again(h: Harness) -> None:
 
 async def test_who_failed_a_run_has_nothing_to_say_once_it_waits_again(h: Harness) -> None:
     claim = await h.taken()
-    await h.store.finish(claim.run.id, claim.run.fence, "failed")
+    await h.store.finish(claim.run.id, claim.run.fence, "failed", result=b"half of it")
     await h.store.requeue(claim.run.id)
+    assert await h.store.result(claim.run.id) is None
     with pytest.raises(Fenced):
         await h.store.finish(claim.run.id, claim.run.fence, "failed")
     assert (await h.store.get(claim.run.id)).status == "queued"

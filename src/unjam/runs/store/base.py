@@ -189,7 +189,7 @@ class Store(Protocol):
 
     async def requeue(self, run: str) -> Settled:
         """Queue a failed or expired run again, from its checkpoint: its attempts and a deadline that has passed are
-        forgiven, its error and a wish to cancel forgotten. In any other state: unchanged."""
+        forgiven, its error, result and a wish to cancel forgotten. In any other state: unchanged."""
 
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         """Delete runs that ended more than `keep` seconds ago; how many were. ValueError below `KEPT_AT_LEAST`."""

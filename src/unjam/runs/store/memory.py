@@ -299,6 +299,8 @@ class MemoryStore:
         if state.deadline is not None:
             self._deadlines.put(run, state.deadline)
         held.settled_by = held.released_by = None
+        self._grow(held, -len(held.result or b""))
+        held.result = None
         self._write(held, to.event, b"{}")
         return self._requeue(held, "requeue", "requeued", 0, place=held.order)
 
