@@ -1,7 +1,8 @@
 """Runs in a SQLite file: the default store, for one gateway.
 
 Semantics of `base` in full. One thread writes, in groups of what came while it wrote the last ones: one transaction for
-many operations, of which one that fails takes no other with it. Another thread reads. No call blocks the event loop.
+many operations. One that fails takes no other with it: the others are done again, each alone. Another thread reads. No
+call blocks the event loop.
 
 What returned survives the death of any process (also `kill -9`). A power cut takes nothing that was created, claimed,
 sent or settled; it may take the last moments' events and checkpoints of a running run. Leases are kept in memory: when
@@ -11,12 +12,13 @@ the file is opened, each running run has a fresh one. On a full disk, or a file 
 
 from __future__ import annotations
 
+import copy
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar, TypeVarTuple
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from unjam.runs.machine import FINISH
 from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled
@@ -33,13 +35,10 @@ from unjam.runs.store.base import (
 )
 from unjam.runs.store.sqlite_desk import Answers, Desk, Done, Job, Jobs, settle
 from unjam.runs.store.sqlite_ledger import Ledger
-from unjam.runs.store.sqlite_schema import Lock, connect, prepare, translated
+from unjam.runs.store.sqlite_schema import INTACT, LOCKED, Lock, code, connect, prepare, translated
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-#: Errors after which the connection is as good as before.
-_HARMLESS: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class _Written(NamedTuple):
@@ -51,7 +50,7 @@ class _Written(NamedTuple):
 
 
 class _GroupFailed(Exception):
-    """`alone`: its operations may fare better one by one."""
+    """`alone`: it is the fault of one of its operations, maybe; the others will do one by one."""
 
     def __init__(self, error: BaseException, alone: bool) -> None:
         super().__init__()
@@ -247,7 +246,7 @@ class SqliteStore:
             return self._together(jobs)
         except _GroupFailed as failed:
             if not failed.alone or len(jobs) == 1:
-                return _Written([Done(job, None, failed.error) for job in jobs], {}, set())
+                return _Written([Done(job, None, copy.copy(failed.error)) for job in jobs], {}, set())
         every = _Written([], {}, set())
         for job in jobs:
             try:
@@ -262,30 +261,38 @@ class SqliteStore:
 
     def _together(self, jobs: Jobs) -> _Written:
         """All in one transaction. Raises _GroupFailed: none of it has happened."""
+        try:
+            self._connect()
+        except StoreError as error:
+            raise _GroupFailed(error, alone=False) from error
+        except sqlite3.Error as error:
+            raise _GroupFailed(translated(error, self.path), alone=False) from error
+        except OSError as error:
+            away = StoreAway(f"{self.path}: can't be made ({error.strerror})")
+            raise _GroupFailed(away, alone=False) from error
         ledger = self._ledger
         done: Answers = []
         try:
-            self._connect()
             ledger.firm = any(job.firm for job in jobs)
             for job in jobs:
-                mark = ledger.begin()
+                touched = ledger.touched
                 try:
                     done.append(Done(job, job.call(*job.arguments), None))
                 except sqlite3.Error:
                     raise
                 except Exception as error:
-                    if not ledger.undo(mark):
+                    if ledger.touched != touched:
                         raise
                     done.append(Done(job, None, error))
             growth, ready = ledger.growth, ledger.ready
             ledger.commit()
         except sqlite3.Error as error:
-            self._abandon(getattr(error, "sqlite_errorcode", 0) & 0xFF in _HARMLESS)
-            full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-            raise _GroupFailed(translated(error, self.path), alone=full) from error
+            found = code(error)
+            self._abandon(usable=found in INTACT + LOCKED)
+            raise _GroupFailed(translated(error, self.path), alone=found in INTACT) from error
         except Exception as error:
-            self._abandon(True)
-            raise _GroupFailed(error, alone=not isinstance(error, StoreError)) from error
+            self._abandon(usable=True)
+            raise _GroupFailed(error, alone=True) from error
         return _Written(done, growth, ready)
 
     def _connect(self) -> None:
@@ -308,9 +315,10 @@ class SqliteStore:
             raise
 
     def _abandon(self, usable: bool) -> None:
+        """Not `usable`: connect anew, and load all of it again."""
         try:
             self._ledger.abandon()
-        except sqlite3.Error:
+        except Exception:  # noqa: BLE001 - whatever it is, what the file says is the truth
             usable = False
         if not usable and self._ledger.connection is not None:
             self._ledger.connection.close()
@@ -333,7 +341,7 @@ class SqliteStore:
                 self._reader = connect(self.path, reader=True)
             return Done(job, job.call(self._reader, *job.arguments), None)
         except sqlite3.Error as error:
-            if self._reader is not None and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _HARMLESS:
+            if self._reader is not None and code(error) not in INTACT + LOCKED:
                 self._reader.close()
                 self._reader = None
             return Done(job, None, translated(error, self.path))

@@ -128,7 +128,7 @@ class _Update(_Insert):
 
 
 class Rows:
-    """What a group of operations will write. `mark` and `back` undo the rows of one operation among them."""
+    """What a group of operations will write."""
 
     def __init__(self) -> None:
         self.created = _Insert("INSERT", "runs", _CREATED)
@@ -167,13 +167,6 @@ class Rows:
     def advance(self, live: Live) -> None:
         """What isn't its state is to be written."""
         self._advanced[live.no] = live
-
-    def mark(self) -> tuple[int, ...]:
-        return tuple([len(insert.flat) for insert in self._inserts])
-
-    def back(self, mark: tuple[int, ...]) -> None:
-        for insert, length in zip(self._inserts, mark, strict=True):
-            del insert.flat[length:]
 
     def forget(self) -> None:
         for insert in self._inserts:

@@ -58,22 +58,43 @@ CREATE TABLE trash (no INTEGER PRIMARY KEY);
 """
 
 
+#: Errors that are one statement's: the connection and the file are as they were.
+INTACT: Final = (
+    0,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_RANGE,
+)
+#: Errors that are another process's.
+LOCKED: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def code(error: sqlite3.Error) -> int:
+    """SQLite's primary code; 0: it is Python's own."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 def translated(error: sqlite3.Error, path: Path) -> StoreError:
     """What SQLite says, in words for an operator."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return StoreAway(f"{path}: no room, the disk (or its quota) is full", retry_after=5.0)
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreAway(f"{path}: another process holds a lock on the database ({error})")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return StoreAway(f"{path}: can't be written to ({error})")
-    if code == sqlite3.SQLITE_CANTOPEN:
-        return StoreAway(f"{path}: can't be opened; may we read and write there? ({error})")
-    if code == sqlite3.SQLITE_NOTADB:
-        return StoreError(f"{path}: is not a SQLite database")
-    if code == sqlite3.SQLITE_CORRUPT:
-        return StoreAway(f"{path}: the database is damaged ({error}); restore it from a backup", retry_after=30.0)
-    return StoreAway(f"{path}: {error}")
+    match code(error):
+        case sqlite3.SQLITE_FULL:
+            return StoreAway(f"{path}: no room, the disk (or its quota) is full", retry_after=5.0)
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreAway(f"{path}: another process holds a lock on the database ({error})")
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return StoreAway(f"{path}: can't be written to ({error})")
+        case sqlite3.SQLITE_CANTOPEN:
+            return StoreAway(f"{path}: can't be opened; may we read and write there? ({error})")
+        case sqlite3.SQLITE_NOTADB:
+            return StoreError(f"{path}: is not a SQLite database")
+        case sqlite3.SQLITE_CORRUPT:
+            return StoreAway(f"{path}: the database is damaged ({error}); restore it from a backup", retry_after=30.0)
+        case found if found in INTACT:
+            return StoreError(f"{path}: {error}")
+        case _:
+            return StoreAway(f"{path}: {error}")
 
 
 class Lock:
@@ -114,8 +135,10 @@ class Lock:
 
 def connect(path: Path, *, reader: bool = False) -> sqlite3.Connection:
     """A connection that any thread may use, one at a time; transactions are ours to begin. Raises sqlite3.Error."""
+    # The writer has made the file; nobody else shall.
+    where = f"{path.absolute().as_uri()}?mode=rw"
     connection = sqlite3.connect(
-        path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=512
+        where, uri=True, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=512
     )
     try:
         if reader:

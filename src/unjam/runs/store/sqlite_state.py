@@ -2,8 +2,7 @@
 
 An operation decides on runs in memory, and leaves rows behind; those of a group of operations go into one transaction.
 In memory are the running runs and the first few thousand of each queue, however many wait behind them; others visit.
-`begin` … `undo` is the savepoint of one operation, `commit` or `abandon` the end of the group: after either, memory
-says again what the file says.
+`commit` or `abandon` ends the group: after either, memory says again what the file says.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _WAITING: Final = (
 )
 NEXT_DEADLINE: Final = "SELECT min(deadline) FROM runs WHERE deadline IS NOT NULL AND ended IS NULL"
 
-#: What `undo` restores of a run; None: it was created.
+#: What `abandon` restores of a run; None: it was created.
 _Before = tuple[Any, ...] | None
 
 
@@ -47,7 +46,6 @@ class State:
         self._monotonic = monotonic
         self._watched = watched
         self._rows = Rows()
-        self._flushes = 0
         self._journal: list[tuple[Live, _Before]] = []
         self._visitors: list[Live] = []
         self._keys: dict[str, tuple[bytes, str, float]] = {}
@@ -87,18 +85,10 @@ class State:
             self._lives[live.run.id] = live
             self._relend(live, lent.get(live.run.id, fresh))
 
-    def begin(self) -> tuple[int, tuple[int, ...], int]:
-        return len(self._journal), self._rows.mark(), self._flushes
-
-    def undo(self, mark: tuple[int, tuple[int, ...], int]) -> bool:
-        """Take one operation back. False: some of it is in the transaction already, the group must be abandoned."""
-        entries, rows, flushes = mark
-        if flushes != self._flushes:
-            return False
-        self._rows.back(rows)
-        while len(self._journal) > entries:
-            self._restore(*self._journal.pop())
-        return True
+    @property
+    def touched(self) -> int:
+        """Grows when an operation changes something: one that raises before that has happened not at all."""
+        return len(self._journal)
 
     def commit(self) -> None:
         """Raises sqlite3.Error; `abandon` is due then."""
@@ -139,7 +129,6 @@ class State:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self.firm else 'NORMAL'}")
                 self._firm_now = self.firm
             connection.execute("BEGIN IMMEDIATE")
-        self._flushes += 1
         self._rows.write(connection)
         return connection
 
