@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,7 @@ def test_pieces_make_no_difference(example: tuple[bytes, list[tuple[str, bytes]]
     reader = EventStream(1000)
     ends = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     found = []
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in itertools.pairwise(ends):
         found += reader.feed(stream[begin:end])
     assert found == events
 
@@ -45,8 +47,7 @@ def test_an_event_above_the_limit_is_refused(stream: bytes) -> None:
         EventStream(100).feed(stream)
     reader = EventStream(100)
     with pytest.raises(EventTooLarge):
-        for byte in stream:
-            reader.feed(bytes([byte]))
+        _ = [reader.feed(bytes([byte])) for byte in stream]
 
 
 def test_the_limit_is_of_one_event_not_of_the_stream() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final
 
 import msgspec
@@ -14,8 +15,9 @@ KEPT: Final = 4096
 OURS: Final = "run."
 THEIRS: Final = "agent."
 
-#: Characters of an event's type.
-LONGEST: Final = 128
+#: Types as the log has them; anything else in an agent's becomes `_`.
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9_.:/-]")
+LONGEST: Final = 64
 
 
 class AnswerTooLarge(ValueError):
@@ -40,8 +42,9 @@ def is_json(data: bytes) -> bool:
 
 def kind_of(kind: str) -> str:
     """The type an agent's event has in the log."""
-    kind = kind[:LONGEST]
-    return THEIRS + kind if kind.startswith(OURS) else kind
+    if kind.startswith(OURS):
+        kind = THEIRS + kind
+    return _UNUSUAL.sub("_", kind[:LONGEST])
 
 
 def agent_error(data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 Kept as JSON, `{"unjam.request": 1, "method", "path", "headers", "body" | "body_b64"}`: `path` with its query, `headers`
 as pairs, `body` as text, or in base64 where it is none. An input is such a request if and only if it begins with
-`MARK`, byte for byte; `plain` makes sure that no client's own input does, so that nobody calls another path than theirs.
+`MARK`, byte for byte; `plain` makes sure that no client's own input does, so nobody calls another path than theirs.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from unjam.core.balancer import Balancer
-from unjam.core.model import Lease, Outcome, Refusal
+from unjam.core.model import Lease, Outcome, Refusal, Request
 from unjam.gateway import features, respond
 from unjam.gateway.auth import Tenant
 from unjam.gateway.exchange import Exchange
@@ -121,7 +121,7 @@ class Gateway:
         if head.upgrade is not None:
             websocket.check_handshake(head, settings.origins.get(route.service.name))
         if not route.plain:
-            self._stick(head, exchange)
+            self.stick(head.get, exchange)
             if (route.service.spec.inspect == "body" or self.router.by_model) and head.has_body:
                 exchange.state = INSPECTING
         if not features.HINTS.isdisjoint(known):
@@ -168,15 +168,15 @@ class Gateway:
             )
         return caller
 
-    def _stick(self, head: RequestHead, exchange: Exchange) -> None:
-        """The keys that tie a request to earlier ones."""
+    def stick(self, header: Callable[[bytes], bytes | None], exchange: Request) -> None:
+        """The keys that tie a request to earlier ones. `header`: looks one up by lower-case name."""
         spec = exchange.service.spec
         if spec.session is not None:
             session = None
             if spec.session.header is not None:
-                session = _text(head.get(spec.session.header.lower().encode("ascii")))
+                session = _text(header(spec.session.header.lower().encode("ascii")))
             if session is None and spec.session.cookie is not None:
-                session = _cookie(head.get(b"cookie"), spec.session.cookie)
+                session = _cookie(header(b"cookie"), spec.session.cookie)
             exchange.session = session or None
         sticky = spec.sticky
         if sticky is None or sticky == "session":
@@ -184,7 +184,7 @@ class Gateway:
         elif sticky == "tenant":
             exchange.sticky = exchange.tenant or None
         else:
-            exchange.sticky = _text(head.get(sticky.lower().encode("ascii")))
+            exchange.sticky = _text(header(sticky.lower().encode("ascii")))
 
     def _hints(self, known: dict[bytes, bytes], exchange: Exchange, now: float) -> None:
         """What the caller declares of its request. Raises `BadHint`."""
@@ -221,7 +221,7 @@ class Gateway:
                 return False
             if service is not exchange.service:
                 exchange.take(self.router.route(head, service))
-                self._stick(head, exchange)
+                self.stick(head.get, exchange)
             keyring = self.settings.keyring
             if keyring:
                 caller = keyring.tenant(head.known.get(b"authorization"), head.known.get(b"x-api-key"))

@@ -74,7 +74,7 @@ class Router:
 
     def route(self, head: RequestHead, service: Service) -> Route:
         """The route of this request to a service that has been settled on."""
-        prefix = _prefix(service, head.path)
+        prefix = prefix_of(service, head.path)
         bucket = features.bucket(head.method, head.path, prefix, None if head.chunked else head.length or 0)
         spec = service.spec
         plain = spec.session is None and spec.sticky is None and spec.inspect != "body" and not self.by_model
@@ -82,7 +82,7 @@ class Router:
         return Route(service, bucket, stats, plain, len(prefix) if spec.strip_prefix else 0)
 
 
-def _prefix(service: Service, path: str) -> str:
+def prefix_of(service: Service, path: str) -> str:
     """The longest path prefix of the service that `path` lies under; empty when it has none."""
     best = ""
     for match in service.spec.match:
