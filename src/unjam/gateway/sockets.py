@@ -181,7 +181,8 @@ class SocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
-        self._stall()
+        self._stalled = self.shared.clock()
+        self._look(self._stalled + self.shared.stall)
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -217,16 +218,10 @@ class SocketConnection(asyncio.Protocol):
             self._push()
             self._go_on()
 
-    def _stall(self) -> None:
-        if not self._stalled:
-            self._stalled = self.shared.clock()
-            self._look(self._stalled + self.shared.stall)
-
     def _go_on(self) -> None:
         """There may be room again: first for what the client had said meanwhile, then for what it is told."""
         if not self.writable:
             return
-        self._stalled = 0.0
         held, self._held = self._held, ()
         if held:
             self._deliver(held)

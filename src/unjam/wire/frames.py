@@ -282,7 +282,7 @@ def _message(opcode: int, payload: bytes) -> bytes:
         return b"%c%c%b" % (_FIN | opcode, length, payload)
     if length <= _BODY:
         return b"%c\x7e%b%b" % (_FIN | opcode, length.to_bytes(2, "big"), payload)
-    parts = []
+    parts: list[bytes] = []
     for start in range(0, length, _BODY):
         part = payload[start : start + _BODY]
         last = start + _BODY >= length
