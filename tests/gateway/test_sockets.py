@@ -459,7 +459,7 @@ async def test_who_was_slow_is_given_time_for_the_pong_behind_it(monkeypatch: py
     asked = alone.transport.written
     assert asked == [frames.ping()]
     alone.connection.pause_writing()
-    alone.until(45.0)
+    alone.until(44.0)
     alone.connection.resume_writing()
     alone.until(52.0)
     assert not alone.transport.aborted
