@@ -1,13 +1,12 @@
 """A thread that does the jobs of an event loop, in groups: all that came while it did the last ones.
 
-Under load groups grow by themselves, and a lone job waits for nobody. The loop is woken once for a group.
+Nothing is waited for to make a group larger: under load they grow by themselves, and a lone job is done at once. The loop is woken once for a group.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
@@ -17,8 +16,6 @@ from unjam.runs.store.base import StoreAway
 #: Jobs in a group at most: what bounds how long the first of them waits for the others, and, as the thread holds the
 #: interpreter while it decides on them (10 µs each), how long the event loop may have to wait for it.
 GROUP: Final = 128
-#: Seconds to collect a group, when the last one showed that there is company.
-LINGER: Final = 0.0
 
 
 class Job(NamedTuple):
@@ -81,12 +78,9 @@ class Desk:
 
     def _run(self) -> None:
         going = True
-        size = 0
         while going:
             job = self._jobs.get()
             group: list[Job] = []
-            if LINGER and size > 1:
-                time.sleep(LINGER)
             while job is not None:
                 group.append(job)
                 if len(group) == GROUP:
@@ -96,7 +90,6 @@ class Desk:
                 except Empty:
                     break
             going = job is not None
-            size = len(group)
             if group:
                 self._to_loop(self._tell, self._serve(group))
         self._closed()
