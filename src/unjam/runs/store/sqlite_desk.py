@@ -1,6 +1,7 @@
 """A thread that does the jobs of an event loop, in groups: all that came while it did the last ones.
 
-Nothing is waited for to make a group larger: under load they grow by themselves, and a lone job is done at once. The loop is woken once for a group.
+Nothing is waited for to make a group larger: under load they grow by themselves, and a lone job is done at once.
+The loop is woken once for a group.
 """
 
 from __future__ import annotations
