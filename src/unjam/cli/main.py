@@ -10,8 +10,11 @@ import typer
 
 from unjam import __version__
 from unjam.cli.client import AdminClient
+from unjam.cli.options import LOCAL_ADMIN, AdminToken, AdminUrl, admin_client
 from unjam.cli.report import ReportCommand, report
+from unjam.cli.runs import app as runs
 from unjam.cli.trouble import REFUSED, USAGE, CliError, in_sentences, say
+from unjam.cli.worker import WorkerCommand, worker
 
 app = typer.Typer(
     name="unjam",
@@ -23,15 +26,6 @@ app = typer.Typer(
 
 #: What `unjam serve` reads when it is told nothing else.
 DEFAULT_FILE = Path("unjam.yaml")
-
-AdminUrl = Annotated[
-    str, typer.Option("--admin", envvar="UNJAM_ADMIN", help="Address of the admin listener.", metavar="URL")
-]
-AdminToken = Annotated[
-    str | None,
-    typer.Option("--token", envvar="UNJAM_ADMIN_TOKEN", help="Admin token.", show_envvar=True, metavar="TOKEN"),
-]
-LOCAL_ADMIN = "http://127.0.0.1:8081"
 
 
 def _version(wanted: bool) -> None:
@@ -145,7 +139,7 @@ def status(
 
     if as_json and why is not None:
         raise CliError("--json prints the whole state and --why one endpoint: give one of them.", USAGE)
-    state = _client(admin, token).get("/api/state")
+    state = admin_client(admin, token).get("/api/state")
     if why is not None:
         explain(state, why)
     elif as_json:
@@ -162,7 +156,7 @@ def drain(
     token: AdminToken = None,
 ) -> None:
     """Let an endpoint finish what it runs and give it nothing new."""
-    _drain(url, True, _client(admin, token))
+    _drain(url, True, admin_client(admin, token))
 
 
 @app.command()
@@ -173,7 +167,7 @@ def undrain(
     token: AdminToken = None,
 ) -> None:
     """Give a drained endpoint work again."""
-    _drain(url, False, _client(admin, token))
+    _drain(url, False, admin_client(admin, token))
 
 
 @app.command()
@@ -187,7 +181,7 @@ def weight(
 ) -> None:
     """Set the weight of a version, until the next reload."""
     body = {"service": service, "version": version, "weight": weight}
-    answer = _client(admin, token).post("/api/weight", body)
+    answer = admin_client(admin, token).post("/api/weight", body)
     before = answer.get("before")
     was = f" (was {before:g})" if isinstance(before, int | float) else ""
     typer.echo(f"{service} {version} has weight {weight:g}{was} until the next reload.")
@@ -205,7 +199,7 @@ def breaker(
     """Trip or reset the breaker of a version."""
     if action not in ("trip", "reset"):
         raise CliError(f"there is no action {action!r}: give trip or reset.", USAGE)
-    _client(admin, token).post("/api/breaker", {"service": service, "version": version, "action": action})
+    admin_client(admin, token).post("/api/breaker", {"service": service, "version": version, "action": action})
     typer.echo(f"{service} {version} is {'out of traffic' if action == 'trip' else 'back in traffic'}.")
 
 
@@ -213,11 +207,13 @@ def breaker(
 @in_sentences
 def reload(admin: AdminUrl = LOCAL_ADMIN, token: AdminToken = None) -> None:
     """Have the gateway read its configuration file again, as SIGHUP does."""
-    _client(admin, token).post("/api/reload", {})
+    admin_client(admin, token).post("/api/reload", {})
     typer.echo("The new configuration is in force.")
 
 
+app.add_typer(runs, name="runs")
 app.command(cls=ReportCommand, options_metavar="[OPTIONS] [-- COMMAND ...]")(report)
+app.command(cls=WorkerCommand)(worker)
 
 
 @app.command("hash-key")
@@ -259,13 +255,6 @@ def demo(
     from unjam.cli.demo import run
 
     raise typer.Exit(run(seconds, seed, not once, port, admin_port, examples))
-
-
-def _client(url: str, token: str | None) -> AdminClient:
-    client = AdminClient(url, token or None)
-    if client.bare_token:
-        say("warning: the admin token crosses the network without TLS.")
-    return client
 
 
 def _drain(url: str, draining: bool, client: AdminClient) -> None:

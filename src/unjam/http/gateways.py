@@ -35,7 +35,7 @@ class Unreachable(Exception):
 
 class Gateways:
     """`urls`: of the gateways' data ports, any of which will do. `key`: sent as `Authorization: Bearer`. `ca`: file
-    with certificates to trust beside none of the system's. ValueError in words for what is no URL or no key."""
+    with certificates to trust in place of the system's. ValueError in words for what is no URL, key or file."""
 
     def __init__(
         self, urls: str | Sequence[str], *, key: str | None = None, ca: str | None = None, agent: str = "unjam"
@@ -50,8 +50,12 @@ class Gateways:
         if key is not None:
             self._common += f"authorization: Bearer {key}\r\n"
         self._key = key
-        self._ca = ca
         self._tls: ssl.SSLContext | None = None
+        if ca is not None:
+            try:
+                self._tls = ssl.create_default_context(cafile=ca)
+            except (OSError, ssl.SSLError) as error:
+                raise ValueError(f"{ca} holds no certificates in PEM form: {error}") from None
         self._now = 0
         self._idle: dict[str, list[Connection]] = {origin.url: [] for origin in self.origins}
         self._closed = False
@@ -128,7 +132,7 @@ class Gateways:
 
     def _connection(self, origin: Origin) -> Connection:
         if origin.secure and self._tls is None:
-            self._tls = ssl.create_default_context(cafile=self._ca)
+            self._tls = ssl.create_default_context()
         return Connection(origin.host, origin.port, self._tls if origin.secure else None, LARGEST)
 
     def _give_back(self, origin: Origin, connection: Connection) -> None:

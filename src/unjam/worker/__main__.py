@@ -1,0 +1,106 @@
+"""`python -m unjam.worker module:object`: a worker as a process of its own. `unjam worker` becomes this."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from unjam.worker.worker import Worker
+
+FAILED = 1
+USAGE = 2
+
+
+#: (option, metavar, what it does): `unjam worker --help` says the same.
+OPTIONS = (
+    ("target", "URL", "A gateway, or redis://…, in place of the worker's own; repeat it for gateways of one store."),
+    ("slots", "N", "Runs at once, in place of the worker's own."),
+    ("grace", "SECONDS", "How long runs go on when the worker is to leave, in place of the worker's own."),
+    ("name", "NAME", "What the worker is called in the runs it has."),
+)
+
+
+class UsageError(Exception):
+    """What is wrong with the command line, in words."""
+
+
+def main(arguments: Sequence[str], env: Mapping[str, str]) -> int:
+    """The exit code: 0 after it has left, 1 when it can't begin, 2 for a wrong command line."""
+    logging.basicConfig(format="%(asctime)s unjam worker: %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        options = _parse(arguments)
+        worker = find(options.worker)
+        _override(worker, options, env)
+    except UsageError as error:
+        sys.stderr.write(f"unjam worker: {error}\n")
+        return USAGE
+    return worker.main()
+
+
+def find(name: str) -> Worker:
+    """The worker at `module:object`, the module looked for in the current folder too. Raises UsageError."""
+    module, _, path = name.partition(":")
+    if not module:
+        raise UsageError(f"{name!r}: say module:object, such as audit:worker")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: object = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            raise UsageError(f"there is no module {module!r} here or among what is installed") from None
+        raise
+    for part in (path or "worker").split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"{module} has no {path or 'worker'}")
+        found = getattr(found, part)
+    if not isinstance(found, Worker):
+        raise UsageError(f"{module}:{path or 'worker'} is no unjam.worker.Worker")
+    return found
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="unjam worker", description="Claim runs and work on them until SIGTERM.")
+    parser.add_argument("worker", metavar="module:object", help="Where the worker is; object is worker when not given.")
+    for name, metavar, words in OPTIONS:
+        action = "append" if name == "target" else "store"
+        parser.add_argument(f"--{name}", metavar=metavar, help=words, action=action)
+    return parser.parse_args(arguments)
+
+
+def _override(worker: Worker, options: argparse.Namespace, env: Mapping[str, str]) -> None:
+    if options.target:
+        worker.target = options.target
+    elif target := env.get("UNJAM_WORKER_TARGET"):
+        worker.target = target.split(",")
+    if options.slots is not None:
+        if not options.slots.isdecimal() or int(options.slots) < 1:
+            raise UsageError("--slots must be a whole number from 1")
+        worker.slots = int(options.slots)
+    if options.grace is not None:
+        try:
+            worker.grace = float(options.grace)
+        except ValueError:
+            worker.grace = -1.0
+        if not 0 <= worker.grace < 86400:
+            raise UsageError("--grace must be a number of seconds")
+    if options.name is not None:
+        worker.name = options.name
+
+
+def console() -> None:
+    """Ends the process with the exit code."""
+    try:
+        code = main(sys.argv[1:], os.environ)
+    except KeyboardInterrupt:
+        # Before the loop had its handlers.
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,222 @@
+"""Workers as processes: kill -9 and another goes on, SIGTERM hands back, a child that is killed, the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.main import get_command
+
+from unjam.cli.main import app
+from unjam.runs.store.memory import MemoryStore
+from unjam.worker.__main__ import OPTIONS
+
+from ..gateway.processes import Process, process
+from .api import api, until
+from .made import create, ended, in_loop, log_of, own_of, reaches, result_of
+
+#: Ten pages: one event and one checkpoint each. Waits in the middle until the file `go` is there.
+PAGES = """
+import asyncio, os, time
+from unjam.worker import Worker
+
+worker = Worker("http://127.0.0.1:1", service="auditor", grace=10)
+
+@worker.run
+async def pages(run):
+    for page in range(run.checkpoint or 0, 10):
+        while page == 5 and not os.path.exists("go"):
+            await asyncio.sleep(0.01)
+        await run.emit("page", page)
+        await run.save(page + 1)
+    return [run.attempt, os.getpid()]
+"""
+
+PLAIN = """
+import os, time
+from unjam.worker import Worker
+
+worker = Worker("http://127.0.0.1:1", service="auditor", processes=PROCESSES, grace=10)
+
+@worker.run
+def pages(run):
+    for page in range(run.checkpoint or 0, 10):
+        run.emit("page", [page, os.getpid()])
+        run.save(page + 1)
+        while page == 4 and not os.path.exists("go"):
+            if run.stopping:
+                run.save(page + 1)
+            time.sleep(0.01)
+    return [run.attempt, os.getpid()]
+"""
+
+
+@asynccontextmanager
+async def worker(folder: Path, url: str, *options: str) -> AsyncIterator[Process]:
+    async with process("-m", "unjam.worker", "pages:worker", "--target", url, *options, cwd=folder) as running:
+        yield running
+
+
+@in_loop
+async def test_a_worker_is_killed_half_way_and_another_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "pages.py").write_text(PAGES)
+    store = MemoryStore()
+    async with api(store, lease=0.6) as server:
+        run = await create(store)
+        async with worker(tmp_path, server.url, "--name", "first") as first:
+            while len(await own_of(store, run)) < 5:
+                await asyncio.sleep(0.01)
+            first.send(signal.SIGKILL)
+            assert await first.exit_code() == -signal.SIGKILL
+        assert (await store.get(run)).status == "running"  # until its lease ends
+        (tmp_path / "go").touch()
+        async with worker(tmp_path, server.url, "--name", "second") as second:
+            while not await store.sweep():
+                await asyncio.sleep(0.02)
+            found = await ended(store, run)
+            await second.says(rf"{run} auditor attempt 2: completed after")
+        assert (found.status, found.attempt, found.fence, found.worker) == ("completed", 2, 2, "second")
+        # The checkpoint of the fifth page may not have come in time: then that page is there twice, and said to be.
+        pages = [data for _, data in await own_of(store, run)]
+        (again,) = [data for kind, data in await log_of(store, run) if kind == "run.attempt" and data["n"] == 2]
+        assert again["reason"] == "lost"
+        shown = 2 + 5 - again["from_seq"]
+        assert pages == [*range(5), *range(5 - shown, 10)]
+
+
+@pytest.mark.parametrize("mode", ["coroutine", "thread", "process"])
+@in_loop
+async def test_sigterm_hands_back_and_ends_well(tmp_path: Path, mode: str) -> None:
+    code = PAGES.replace("while page == 5", "while page == 5 and not run.stopping")
+    if mode != "coroutine":
+        code = PLAIN.replace("PROCESSES", str(mode == "process"))
+    (tmp_path / "pages.py").write_text(code)
+    store = MemoryStore()
+    async with api(store) as server:
+        run = await create(store)
+        async with worker(tmp_path, server.url) as first:
+            while len(await own_of(store, run)) < 5:
+                await asyncio.sleep(0.01)
+            children = psutil.Process(first.child.pid).children(recursive=True)
+            assert bool(children) == (mode == "process")
+            first.send(signal.SIGTERM)
+            assert await first.exit_code() == 0
+            assert re.search(rf"{run} auditor attempt 1: handed back after \d", first.said)
+            assert psutil.wait_procs(children, timeout=5)[1] == []
+        found = await store.get(run)
+        assert (found.status, found.attempt) == ("queued", 0)
+        (tmp_path / "go").touch()
+        async with worker(tmp_path, server.url):
+            assert (await ended(store, run)).status == "completed"
+        pages = [data if isinstance(data, int) else data[0] for _, data in await own_of(store, run)]
+        assert pages == list(range(10))
+
+
+@in_loop
+async def test_a_child_that_is_killed_costs_an_attempt_and_the_worker_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pages.py").write_text(PLAIN.replace("PROCESSES", "True"))
+    store = MemoryStore()
+    async with api(store, lease=0.5) as server:
+        run = await create(store)
+        async with worker(tmp_path, server.url) as running:
+            while len(events := await own_of(store, run)) < 5:
+                await asyncio.sleep(0.01)
+            os.kill(events[0][1][1], signal.SIGKILL)  # the pid that the function told
+            await running.says("lost: its process was ended by signal 9")
+            (tmp_path / "go").touch()
+            while not await store.sweep():
+                await asyncio.sleep(0.02)
+            assert (await ended(store, run)).status == "completed"
+        attempt, pid = await result_of(store, run)
+        assert attempt == 2
+        assert pid != events[0][1][1]
+
+
+@in_loop
+async def test_children_end_with_a_worker_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "pages.py").write_text(PLAIN.replace("PROCESSES", "True"))
+    store = MemoryStore()
+    async with api(store) as server:
+        run = await create(store)
+        async with worker(tmp_path, server.url) as running:
+            await reaches(store, run, "running")
+            children = psutil.Process(running.child.pid).children(recursive=True)
+            assert children
+            running.send(signal.SIGKILL)
+            await running.exit_code()
+        assert (await asyncio.to_thread(psutil.wait_procs, children, 5))[1] == []
+
+
+@in_loop
+async def test_a_second_signal_hands_back_at_once(tmp_path: Path) -> None:
+    (tmp_path / "pages.py").write_text(PAGES.replace("grace=10", "grace=1000"))
+    store = MemoryStore()
+    async with api(store) as server:
+        run = await create(store)
+        async with worker(tmp_path, server.url) as running:
+            while len(await own_of(store, run)) < 5:
+                await asyncio.sleep(0.01)
+            running.send(signal.SIGTERM)
+            await running.says("leaving: 1 runs go on for 1000 s")
+            running.send(signal.SIGTERM)
+            assert await running.exit_code() == 0
+        assert (await store.get(run)).status == "queued"
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing_like_it:worker"], "there is no module 'nothing_like_it'"),
+        (["json:nothing"], "json has no nothing"),
+        (["json:dumps"], "is no unjam.worker.Worker"),
+        ([":worker"], "say module:object"),
+        (["pages", "--slots", "none"], "--slots must be a whole number"),
+        (["pages", "--grace", "-1"], "--grace must be a number of seconds"),
+        (["pages", "--what"], "unrecognized arguments: --what"),
+    ],
+)
+def test_what_is_wrong_with_the_command_line_is_said(tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "pages.py").write_text(PAGES)
+    command = [sys.executable, "-m", "unjam.cli.main", "worker", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_target_that_is_none_is_said(tmp_path: Path) -> None:
+    (tmp_path / "pages.py").write_text(PAGES)
+    command = [sys.executable, "-m", "unjam.worker", "pages", "--target", "sqlite:runs.db"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "must begin with http://" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_help_says_what_the_worker_takes() -> None:
+    (command,) = [each for name, each in get_command(app).commands.items() if name == "worker"]  # type: ignore[attr-defined]
+    shown = {each.name: (each.metavar, each.help) for each in command.params if each.param_type_name == "option"}
+    assert shown == {name: (metavar, words) for name, metavar, words in OPTIONS}
+
+
+@in_loop
+async def test_the_command_becomes_the_worker(tmp_path: Path) -> None:
+    """Nothing of the command line stays in its memory, and its process is the worker's."""
+    (tmp_path / "pages.py").write_text(PAGES)
+    async with process(
+        "-m", "unjam.cli.main", "worker", "pages", "--target", "http://127.0.0.1:1", cwd=tmp_path
+    ) as running:
+        await running.says("works for auditor with 1 slots")
+        await until(lambda: "unjam.worker" in psutil.Process(running.child.pid).cmdline())
+        running.send(signal.SIGTERM)
+        assert await running.exit_code() == 0
