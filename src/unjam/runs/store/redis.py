@@ -99,7 +99,11 @@ class RedisStore:
             raise
         for part, tag in enumerate(self._link.tags):
             self._feed.add(f"{self._prefix}{{{tag}}}:ready", part)
-        self._feed.open()
+        try:
+            await self._feed.open(self._place.patience)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         later = list(self._later)

@@ -8,6 +8,7 @@ A connection that says nothing is asked every 5 s and given up after 12.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Final
@@ -37,10 +38,16 @@ class Feed:
         self._parts: dict[str, int] = {}
         self._ears: dict[Address, _Ear] = {}
         self._open = False
+        self._first: set[str] = set()
+        self._confirmed = asyncio.Event()
 
-    def open(self) -> None:
+    async def open(self, patience: float) -> None:
+        """Returns when the channels added so far are subscribed to, or after `patience` seconds."""
         self._open = True
+        self._first = set(self._parts)
         self.replan()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._confirmed.wait(), patience)
 
     async def close(self) -> None:
         self._open = False
@@ -58,6 +65,12 @@ class Feed:
         if part is not None:
             for ear in self._ears.values():
                 ear.remove(channel)
+
+    def confirm(self, channels: Channels) -> None:
+        self._first.difference_update(channels)
+        if not self._first:
+            self._confirmed.set()
+        self.on_subscribed(channels)
 
     def replan(self) -> None:
         """The servers changed: each channel goes to the one that has its partition now."""
@@ -196,4 +209,4 @@ class _Ear:
     def _confirm(self, fresh: list[str]) -> None:
         channels = [channel for channel in fresh if channel in self._channels]
         fresh.clear()
-        self._feed.on_subscribed(channels)
+        self._feed.confirm(channels)

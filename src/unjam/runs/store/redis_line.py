@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
@@ -63,7 +64,7 @@ class Line:
         if self.lost is not None:
             raise Lost(self.lost, False)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._out.extend(self._connection.pack_command(*args))
+        self._out.append(pack_command(tuple(args)))
         replicated = durable and self._replicas > 0
         self._durable |= replicated
         self._flying.append((future, self._loop.time(), _DURABLE if replicated else _PLAIN))
@@ -114,7 +115,7 @@ class Line:
             self._wake.clear()
             if self._durable:
                 self._durable = False
-                self._out.extend(self._connection.pack_command("WAIT", self._replicas, _REPLICATION))
+                self._out.append(pack_command(_wait(self._replicas)))
                 self._flying.append((None, self._loop.time(), _WAIT))
             out, self._out = self._out, []
             if not self._connection.is_connected:  # sending would dial again, in the middle of a conversation
@@ -151,6 +152,10 @@ class Line:
                 found = reply if isinstance(reply, int) else 0
                 future.set_exception(StoreAway(f"{found} replicas of {self.name} confirm, {self._replicas} must"))
         self._unconfirmed.clear()
+
+
+def _wait(replicas: int) -> tuple[Any, ...]:
+    return ("WAIT", replicas, _REPLICATION)
 
 
 _WORDS: Final = {

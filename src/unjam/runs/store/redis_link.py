@@ -22,7 +22,6 @@ from redis.exceptions import (
     ClusterDownError,
     MovedError,
     NoPermissionError,
-    NoScriptError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -63,31 +62,37 @@ _NAMES: Final = [
     "housekeep",
     "depth",
 ]
+#: What frees memory is done in want of it, too.
+_FREEING: Final = frozenset({"finish", "release", "cancel", "sweep", "housekeep"})
+_READING: Final = frozenset({"claimed", "heads", "inputs", "get", "result", "read", "list", "dead", "depth"})
 
 #: A place for a line: the server, and whether it is the one for large calls.
 _Key = tuple[Address, bool]
 
 
-class Scripts:
-    """The Lua of one prefix and topology: text and SHA-1 by name."""
+class Library:
+    """The Lua of one prefix and topology, as a library of functions. Its name is of its text: gateways of other
+    versions have theirs beside it. `full`: by name, the function's."""
 
     def __init__(self, prefix: str, clustered: bool) -> None:
         folder = resources.files("unjam.runs.store") / "lua"
-        common = (folder / "common.lua").read_text()
+        text = (folder / "common.lua").read_text()
+        for name in _NAMES:
+            text += f"\nlocal function f_{name}(KEYS, ARGV)\nbegin(ARGV)\n{(folder / f'{name}.lua').read_text()}end\n"
         fill = {
             "@PREFIX@": prefix,
             "@PUBLISH@": "SPUBLISH" if clustered else "PUBLISH",
             "@ONE@": "false" if clustered else "true",
             "@KEY_KEPT@": f"{KEY_KEPT:.0f}",
         }
-        self.text: dict[str, str] = {}
-        self.sha: dict[str, str] = {}
-        for name in _NAMES:
-            text = common + (folder / f"{name}.lua").read_text()
-            for mark, value in fill.items():
-                text = text.replace(mark, value)
-            self.text[name] = text
-            self.sha[name] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        for mark, value in fill.items():
+            text = text.replace(mark, value)
+        library = f"unjam_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.full = {name: f"{library}_{name}" for name in _NAMES}
+        for name, full in self.full.items():
+            flags = "'allow-oom'" if name in _FREEING else "'no-writes'" if name in _READING else ""
+            text += f"redis.register_function{{function_name='{full}', callback=f_{name}, flags={{{flags}}}}}\n"
+        self.text = f"#!lua name={library}\n{text}"
 
 
 class Link:
@@ -100,7 +105,7 @@ class Link:
         self.tags = [f"p{part:02x}" for part in range(PARTITIONS)] if self.clustered else ["all"]
         self.on_map: Callable[[], None] = lambda: None
         self._slots = [key_slot(f"p{part:02x}".encode()) for part in range(PARTITIONS)]
-        self._scripts = Scripts(place.prefix, self.clustered)
+        self._library = Library(place.prefix, self.clustered)
         self._warn = on_warning
         self._warned: set[str] = set()
         self._lines: dict[_Key, Line] = {}
@@ -144,19 +149,17 @@ class Link:
     async def script(
         self, name: str, part: int, key: str, *argv: Any, now: str = "", durable: bool = True, bulk: bool = False
     ) -> list[Any]:
-        """Run a script; `part`: whose server it is sent to. Raises StoreAway, StoreError."""
-        sha = self._scripts.sha[name]
-        first = ("EVALSHA", sha, 1, key, now, "0", *argv)
-        reply = await self._call(part, first, ("EVALSHA", sha, 1, key, now, "1", *argv), name, durable, bulk)
+        """Run a function; `part`: whose server it is sent to. Raises StoreAway, StoreError."""
+        full = self._library.full[name]
+        first = ("FCALL", full, 1, key, now, "0", *argv)
+        reply = await self._call(part, first, ("FCALL", full, 1, key, now, "1", *argv), durable, bulk)
         return reply  # type: ignore[no-any-return]
 
     async def command(self, part: int, *args: Any) -> Any:
         """A command that changes nothing."""
-        return await self._call(part, args, args, None, False, False)
+        return await self._call(part, args, args, False, False)
 
-    async def _call(
-        self, part: int, args: Sequence[Any], again: Sequence[Any], script: str | None, durable: bool, bulk: bool
-    ) -> Any:
+    async def _call(self, part: int, args: Sequence[Any], again: Sequence[Any], durable: bool, bulk: bool) -> Any:
         if not self.clustered:
             part = 0
         # The common case, without the ceremony of the other.
@@ -172,17 +175,11 @@ class Link:
                 elif line is None or line.lost is not None:
                     line = await self.line(part, bulk)
                 return await line.send(args, durable)
-            except NoScriptError:
-                try:
-                    await line.send(("SCRIPT", "LOAD", self._scripts.text[script or ""]))  # type: ignore[union-attr]
-                    continue
-                except (RedisError, Lost) as error:
-                    why: BaseException = error
             except AskError as error:
                 if not isinstance(error, MovedError):
                     ask = (error.host, error.port)
                     continue
-                why = error
+                why: BaseException = error
                 self._moved(part)
             except ReadOnlyError as error:
                 if self.place.kind == "one":
@@ -199,7 +196,14 @@ class Link:
             except (ClusterDownError, TryAgainError, BusyLoadingError) as error:
                 why = error
             except ResponseError as error:
-                raise in_words(error, self.place.shown()) from error
+                if "Function not found" not in str(error) or line is None:
+                    raise in_words(error, self.place.shown()) from error
+                # Flushed, or a server that came without: it has done nothing yet.
+                why = error
+                await self._load(line)
+                if not until:
+                    until = loop.time() + self.place.patience
+                    continue
             except (RedisError, OSError) as error:
                 why = error
                 self._moved(part)
@@ -285,20 +289,26 @@ class Link:
         self._judge(line.name, info)
         if info.get("role") == "slave":
             raise StoreAway(f"Redis at {line.name} is a read-only replica")
+        await self._load(line)
         promoted = info.get("master_replid2", "0").strip("0")
         lineage = (info.get("master_replid", ""), promoted)
         await asyncio.gather(
             *(self._check(line, part, address, lineage) for part, at in enumerate(self._map) if at == address)
         )
 
+    async def _load(self, line: Line) -> None:
+        try:
+            await line.send(("FUNCTION", "LOAD", "REPLACE", self._library.text), True)
+        except ResponseError as error:
+            raise in_words(error, line.name) from error
+        except Lost:
+            pass  # whoever calls finds out
+
     async def _check(self, line: Line, part: int, address: Address, lineage: tuple[str, str]) -> None:
         tag = self.tags[part]
         key = f"{self.place.prefix}{{{tag}}}:schema"
-        args = (1, key, "", "0", tag, SCHEMA, *lineage)
         try:
-            reply = await line.send(("EVALSHA", self._scripts.sha["open"], *args), True)
-        except NoScriptError:
-            reply = await line.send(("EVAL", self._scripts.text["open"], *args), True)
+            reply = await line.send(("FCALL", self._library.full["open"], 1, key, "", "0", tag, SCHEMA, *lineage), True)
         except MovedError:
             return
         if reply[1] != SCHEMA:

@@ -12,7 +12,7 @@ local lost = known and known > r.seq
 if batch ~= last or batch == 0 or lost then
   if batch ~= last + 1 and not lost then return {'batch', last} end
   mend(r, known, true)
-  first = add(r, batch, 7)
+  first = add(r, batch, ARGV, 7)
   following = r.seq
   if following > first then tell(r) end
 end

@@ -6,7 +6,7 @@ if ended(r.status) or r.cancel then return {'ok', 0, view(r)} end
 if r.status == 'queued' then
   mend(r)
   call('HSET', r.run, 'op', ARGV[4])
-  finish(r, 'cancelled', '{}')
+  settle(r, 'cancelled', '{}')
 else
   -- `op` is the owner's while it runs: its claim may still be asked for again.
   call('HSET', r.run, 'cancel', '1')

@@ -26,23 +26,19 @@ for lane = 9, 8 + lanes do
       call('ZREM', from, id)
     elseif past(r) then
       mend(r)
-      finish(r, 'expired', '{}')
+      settle(r, 'expired', '{}')
     else
       mend(r)
       leave(r)
       r.attempt, r.fence = r.attempt + 1, r.fence + 1
       write(r, 'run.attempt', string.format('{"n":%d,"from_seq":%s,"reason":"%s"}', r.attempt,
         whole(r.mark > 0 and r.mark or 1), r.why))
+      r.status, r.worker, r.started = 'running', ARGV[5], r.started or NOW
       call('HSET', r.run, 'status', 'running', 'attempt', r.attempt, 'fence', r.fence, 'seq', r.seq, 'worker', ARGV[5],
-        'batch', 0, 'length', ARGV[7], 'op', ARGV[4])
-      r.status, r.worker = 'running', ARGV[5]
-      if not r.started then
-        r.started = NOW
-        call('HSET', r.run, 'started', NOW)
-      end
+        'started', r.started, 'batch', 0, 'length', ARGV[7], 'op', ARGV[4])
       if r.released then call('HDEL', r.run, 'released') end
       call('ZADD', x .. 'leases', whole(MS + tonumber(ARGV[7])), id)
-      count(x, 'running', r.service, 1)
+      call('HINCRBY', x .. 'running', r.service, 1)
       call('SET', x .. 'claim:' .. ARGV[4], id, 'PX', 60000)
       tell(r)
       return answer(r)

@@ -1,14 +1,22 @@
--- What all scripts begin with. ARGV[1]: wall time in seconds, empty: this server's. ARGV[2]: 1 when the same call may
--- have been carried out before. Keys are made from the id: all of a run share the hash tag of its partition. Indexes
--- (queues, leases ...) share it too where there is a cluster; on one server they are one, which keeps their order exact.
+-- What all functions stand on. Each gets ARGV[1]: wall time in seconds, empty: this server's; ARGV[2]: 1 when the same
+-- call may have been carried out before. Keys are made from the id: all of a run share the hash tag of its partition.
+-- Indexes (queues, leases ...) share it too in a cluster; on one server they are one, which keeps their order exact.
 local P, PUBLISH, ONE = '@PREFIX@', '@PUBLISH@', @ONE@
 local SKIP = 1000
-local call = redis.call
-local time = call('TIME')
-local MS = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local NOW = ARGV[1] ~= '' and ARGV[1] or string.format('%s.%06d', time[1], tonumber(time[2]))
-local WALL = tonumber(NOW)
-local AGAIN = ARGV[2] == '1'
+-- There is none while the library is loaded.
+local call
+-- Of the call that runs: this server's time in microseconds and milliseconds, wall time as text and number.
+local US, MS, NOW, WALL, AGAIN
+
+local function begin(ARGV)
+  call = redis.call
+  local time = call('TIME')
+  US = time[1] * 1000000 + time[2]
+  MS = math.floor(US / 1000)
+  NOW = ARGV[1] ~= '' and ARGV[1] or string.format('%s.%06d', time[1], tonumber(time[2]))
+  WALL = tonumber(NOW)
+  AGAIN = ARGV[2] == '1'
+end
 
 -- The record is the first so many; the others are the store's own.
 local RECORD = 20
@@ -44,9 +52,11 @@ local function view(r)
   return values
 end
 
--- The next number of the order of creation: microseconds, and never one twice, whatever the clock does.
+-- The next number of the order of creation. In a cluster it must compare with other servers': microseconds, and never
+-- one twice, whatever the clock does.
 local function order(x)
-  local n = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), tonumber(call('GET', x .. 'order') or 0) + 1)
+  if ONE then return call('INCR', x .. 'order') end
+  local n = math.max(US, tonumber(call('GET', x .. 'order') or 0) + 1)
   call('SET', x .. 'order', whole(n))
   return n
 end
@@ -84,13 +94,17 @@ local function mend(r, known, owner)
   end
 end
 
-local function enqueue(r, place, why)
+local function wait(r, place)
   call('ZADD', r.index .. queue(r.pull, r.lane, r.service), whole(place), r.id)
-  count(r.index, 'queued', r.service, 1)
+  call('HINCRBY', r.index .. 'queued', r.service, 1)
+  call(PUBLISH, r.index .. 'ready', r.pull .. '\n' .. r.lane .. '\n' .. whole(place) .. '\n' .. r.service)
+end
+
+local function enqueue(r, place, why)
   call('HSET', r.run, 'status', 'queued', 'attempt', r.attempt, 'seq', r.seq, 'why', why)
   if r.worker then call('HDEL', r.run, 'worker') end
   r.status, r.worker = 'queued', false
-  call(PUBLISH, r.index .. 'ready', table.concat({r.pull, r.lane, whole(place), r.service}, '\n'))
+  wait(r, place)
 end
 
 -- Out of the queue, or off its worker.
@@ -104,10 +118,10 @@ local function leave(r)
   end
 end
 
-local function finish(r, status, data, error)
+local function settle(r, status, data, error, ...)
   leave(r)
   write(r, 'run.' .. status, data)
-  call('HSET', r.run, 'status', status, 'ended', NOW, 'seq', r.seq)
+  call('HSET', r.run, 'status', status, 'ended', NOW, 'seq', r.seq, ...)
   if error then call('HSET', r.run, 'error', error) end
   r.status, r.ended, r.error = status, NOW, error or false
   call('ZADD', r.index .. 'ended', NOW, r.id)
@@ -125,10 +139,13 @@ local function checkpoint(r, data)
 end
 
 -- Events from ARGV[first] on: type, data, type, data ...
-local function add(r, batch, first)
+local function add(r, batch, ARGV, first)
   local from = r.seq
   for i = first, #ARGV, 2 do write(r, ARGV[i], ARGV[i + 1]) end
-  call('HSET', r.run, 'seq', r.seq, 'batch', batch, 'first', from, 'next', r.seq)
-  if r.seq > from then call('HSET', r.run, 'shown', '1') end
+  if r.seq > from then
+    call('HSET', r.run, 'seq', r.seq, 'batch', batch, 'first', from, 'next', r.seq, 'shown', '1')
+  else
+    call('HSET', r.run, 'batch', batch, 'first', from, 'next', from)
+  end
   return from
 end

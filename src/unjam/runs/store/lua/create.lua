@@ -21,7 +21,7 @@ local service = fields.service
 if ARGV[6] ~= '' and tonumber(call('HGET', x .. 'queued', service) or 0) >= tonumber(ARGV[6]) then return {'full'} end
 local place = order(x)
 call('HSET', h .. 'run:' .. id, 'created', NOW, 'order', whole(place), 'why', 'first', 'status', 'queued', 'attempt', 0,
-  'gen', call('GET', x .. 'gen') or '0', unpack(ARGV, 10))
+  'seq', 1, 'gen', call('GET', x .. 'gen') or '0', unpack(ARGV, 10))
 call('SET', h .. 'input:' .. id, ARGV[7])
 if key ~= '' then
   call('HSET', h .. 'run:' .. id, 'key', key)
@@ -38,5 +38,5 @@ if ARGV[9] ~= '' then
 end
 call('ZADD', x .. 'runs', 0, aged(id))
 call('ZADD', x .. 'tenant:' .. fields.tenant, 0, aged(id))
-enqueue(r, place, 'first')
+wait(r, place)
 return {'ok', 2, NOW}

@@ -13,11 +13,10 @@ if #ARGV > 13 then
   local repeated = batch and batch == r.batch and batch > 0 and not lost
   if batch and not repeated and batch ~= r.batch + 1 and not lost then return {'batch', r.batch} end
   mend(r, known, true)
-  if not repeated then add(r, batch or r.batch + 1, 14) end
+  if not repeated then add(r, batch or r.batch + 1, ARGV, 14) end
 else
   mend(r, known, true)
 end
 if ARGV[7] == '1' then call('SET', r.home .. 'result:' .. r.id, ARGV[8]) end
-call('HSET', r.run, 'settled', fence, 'op', ARGV[5])
-finish(r, ARGV[6], ARGV[11], ARGV[9] == '1' and ARGV[10])
+settle(r, ARGV[6], ARGV[11], ARGV[9] == '1' and ARGV[10], 'settled', fence, 'op', ARGV[5])
 return {'ok', 1, view(r)}

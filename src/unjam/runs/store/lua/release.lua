@@ -9,7 +9,7 @@ if ARGV[6] == '1' then checkpoint(r, ARGV[7]) end
 call('HSET', r.run, 'op', ARGV[5])
 if r.cancel then
   mend(r, nil, true)
-  finish(r, 'cancelled', '{}')
+  settle(r, 'cancelled', '{}')
 else
   leave(r)
   r.attempt = r.attempt - 1

@@ -6,6 +6,7 @@ if r.status ~= 'failed' and r.status ~= 'expired' then return {'ok', 0, view(r)}
 mend(r)
 call('ZREM', r.index .. 'ended', r.id)
 call('ZREM', r.index .. 'dead', r.id)
+call('UNLINK', r.home .. 'result:' .. r.id)
 call('HDEL', r.run, 'ended', 'error', 'cancel', 'settled', 'released')
 r.ended, r.error, r.cancel = false, false, false
 if past(r) then

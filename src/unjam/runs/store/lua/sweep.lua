@@ -8,7 +8,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', x .. 'deadlines', '-inf', NOW, 'LIMIT'
   local r = fetch(id)
   if r and not ended(r.status) and past(r) then
     mend(r)
-    finish(r, 'expired', '{}')
+    settle(r, 'expired', '{}')
     table.insert(settled, view(r))
   else
     call('ZREM', x .. 'deadlines', id)
@@ -22,11 +22,11 @@ if #settled < limit then
     else
       mend(r)
       if r.cancel then
-        finish(r, 'cancelled', '{}')
+        settle(r, 'cancelled', '{}')
       elseif r.shown and not r.check and r.retry ~= 'restart' then
-        finish(r, 'failed', '{"error":' .. ARGV[5] .. '}', ARGV[5])
+        settle(r, 'failed', '{"error":' .. ARGV[5] .. '}', ARGV[5])
       elseif r.attempt >= r.max then
-        finish(r, 'failed', '{"error":' .. ARGV[6] .. '}', ARGV[6])
+        settle(r, 'failed', '{"error":' .. ARGV[6] .. '}', ARGV[6])
         call('ZADD', x .. 'dead', whole(order(x)), id)
       else
         leave(r)
