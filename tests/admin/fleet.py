@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unjam.admin.control import ControlRefused
+from unjam.admin.control import ControlRefused, Runs
 from unjam.telemetry.collector import Collector
 from unjam.telemetry.metrics import GatewayStats
 
@@ -57,6 +57,9 @@ class Fleet:
 
     def metrics(self) -> Collector:
         return Collector(self.stats, self.state)
+
+    def runs(self) -> Runs:
+        raise ControlRefused("runs_off", "This gateway has no durable runs.")
 
     def ready(self) -> tuple[bool, str]:
         return not self.why, self.why

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from starlette.applications import Starlette
 
 from unjam.admin import app as admin_app
-from unjam.admin.app import MAX_ACTIVE, MAX_BODY, create_app
+from unjam.admin.app import MAX_ACTIVE, create_app
+from unjam.admin.body import MAX_BODY
 from unjam.admin.auth import hosts_for
 from unjam.admin.control import ControlRefused
 

@@ -20,6 +20,7 @@ import uvloop
 
 from unjam.config import from_urls, parse
 from unjam.gateway.server import Server
+from unjam.runs.store.base import Store
 
 PATIENCE = 20.0
 
@@ -332,9 +333,14 @@ class Running:
 
 @asynccontextmanager
 async def gateway(
-    *agents: Agent, config: str | None = None, reload: Callable[[], Any] | None = None, **overrides: Any
+    *agents: Agent,
+    config: str | None = None,
+    reload: Callable[[], Any] | None = None,
+    store: Store | None = None,
+    **overrides: Any,
 ) -> AsyncIterator[Running]:
-    """A gateway in front of `agents`; or of a whole configuration in YAML. Everything is stopped at the end."""
+    """A gateway in front of `agents`; or of a whole configuration in YAML. Everything is stopped at the end. `store`:
+    of its runs, in place of the one that the configuration names."""
     for agent in agents:
         if not agent.port:
             await agent.start()
@@ -346,7 +352,7 @@ async def gateway(
             defaults = {"listen": "127.0.0.1:0", "admin": "off", "access_log": "off"}
             given = {line.partition(":")[0] for line in config.splitlines()}
             parsed = parse("".join(f"{k}: {v}\n" for k, v in defaults.items() if k not in given) + config, {})
-        server = Server(parsed, reload, seed=1)
+        server = Server(parsed, reload, seed=1, store=store)
         await server.start()
     except BaseException:
         for agent in agents:

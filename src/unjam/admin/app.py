@@ -6,11 +6,10 @@ refusal is `{"error": {"code", "message"}}` and says what to do. docs/observabil
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from time import perf_counter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,20 +20,15 @@ from starlette.routing import Route
 
 from unjam.admin import page
 from unjam.admin.auth import Guard, Hosts, Token, error
+from unjam.admin.body import BadBody, Name, Nothing, read_body
 from unjam.admin.control import Control, ControlRefused
+from unjam.admin.runs import RunsRoutes
 from unjam.telemetry import logs
 from unjam.telemetry.collector import render_slowly
-from unjam.telemetry.escape import printable
 
-#: Bytes of one request body.
-MAX_BODY = 16 * 1024
-#: Seconds in which it must arrive.
-BODY_TIMEOUT = 10.0
 MAX_ACTIVE = 1000
 #: Share of the loop's time that one open status page may take: with a very large fleet it refreshes less often.
 PAGE_SHARE = 0.005
-
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
 
 class Drain(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,13 +52,6 @@ class Breaker(msgspec.Struct, forbid_unknown_fields=True):
     action: Literal["trip", "reset"]
 
 
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """`{}`: an action without parameters still needs a JSON body, which no form can send."""
-
-
-Body = TypeVar("Body")
-
-
 def create_app(
     control: Control,
     token: str | None,
@@ -86,11 +73,12 @@ def create_app(
             Route("/api/weight", api.weight, methods=["POST"]),
             Route("/api/breaker", api.breaker, methods=["POST"]),
             Route("/api/reload", api.reload, methods=["POST"]),
+            *RunsRoutes(control).routes(),
         ],
         exception_handlers={
             HTTPException: _http_error,
             ControlRefused: _refused,
-            _BadBody: _bad_body,
+            BadBody: _bad_body,
             Exception: _broken,
         },
     )
@@ -101,14 +89,6 @@ def create_app(
         logs.conceal(token)
         secret = Token(token)
     return Guard(app, secret, hosts, on_reject or _ignore)
-
-
-class _BadBody(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
 
 
 class _Api:
@@ -161,7 +141,7 @@ class _Api:
         return self._json({"active": self._control.active(int(text))})
 
     async def drain(self, request: Request) -> Response:
-        body = await _body(request, Drain)
+        body = await read_body(request, Drain)
         found = [e for e in page.endpoints_of(self._control.snapshot()) if e["name"] == body.endpoint]
         before = bool(found) and all(endpoint.get("draining") for endpoint in found)
         if not self._control.drain(body.endpoint, body.draining):
@@ -170,7 +150,7 @@ class _Api:
         return self._json({"endpoint": body.endpoint, "draining": body.draining})
 
     async def weight(self, request: Request) -> Response:
-        body = await _body(request, Weight)
+        body = await read_body(request, Weight)
         before = self._version(body.service, body.version).get("weight")
         if not self._control.set_weight(body.service, body.version, body.weight):
             return _unknown_version()
@@ -178,7 +158,7 @@ class _Api:
         return self._json({"service": body.service, "version": body.version, "weight": body.weight, "before": before})
 
     async def breaker(self, request: Request) -> Response:
-        body = await _body(request, Breaker)
+        body = await read_body(request, Breaker)
         before = _breaker_state(self._version(body.service, body.version))
         if not self._control.breaker(body.service, body.version, body.action):
             return _unknown_version()
@@ -187,7 +167,7 @@ class _Api:
         return self._json({"service": body.service, "version": body.version, "breaker": after, "before": before})
 
     async def reload(self, request: Request) -> Response:
-        await _body(request, Nothing)
+        await read_body(request, Nothing)
         problems = await self._control.reload()
         self._audit(request, "reload", "configuration", "running", "refused" if problems else "reloaded")
         if problems:
@@ -210,29 +190,6 @@ class _Api:
         return found
 
 
-async def _body(request: Request, shape: type[Body]) -> Body:
-    """Raises `_BadBody`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # Also what keeps forms of foreign pages out: they cannot send this type without asking first.
-        raise _BadBody(415, "not_json", "Send the body as JSON, with Content-Type: application/json.")
-    data = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > MAX_BODY:
-                    raise _BadBody(413, "body_too_large", f"The body may have {MAX_BODY} bytes.")
-    except TimeoutError:
-        raise _BadBody(408, "body_timeout", f"The body must arrive within {BODY_TIMEOUT:.0f} seconds.") from None
-    try:
-        return msgspec.json.decode(bytes(data), type=shape)
-    except msgspec.ValidationError as problem:
-        raise _BadBody(400, "bad_body", f"The body does not fit: {printable(str(problem), 300)}.") from None
-    except msgspec.DecodeError:
-        raise _BadBody(400, "bad_json", "The body is not JSON.") from None
-
-
 def _breaker_state(version: dict[str, Any]) -> str | None:
     state: str | None = version.get("breaker", {}).get("state")
     return state
@@ -243,7 +200,7 @@ def _unknown_version() -> Response:
 
 
 async def _bad_body(request: Request, problem: Exception) -> Response:
-    assert isinstance(problem, _BadBody)
+    assert isinstance(problem, BadBody)
     return error(problem.status, problem.code, problem.message)
 
 

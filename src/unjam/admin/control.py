@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from unjam.telemetry.collector import Collector
 
+#: `Runs.list` would hide `list` within the class.
+Rows = list[dict[str, Any]]
+
 
 class ControlRefused(Exception):
     """A control action that cannot be done now. `code`: snake_case; `message` says what to do; `status`: 4xx or 5xx."""
@@ -15,6 +18,32 @@ class ControlRefused(Exception):
         self.code = code
         self.message = message
         self.status = status
+
+
+class Runs(Protocol):
+    """Durable runs, of all tenants. Rows are JSON-able and without payloads. All may raise `ControlRefused`."""
+
+    async def list(
+        self, tenant: str | None, service: str | None, status: str | None, before: str | None, limit: int
+    ) -> Rows:
+        """The newest first. `before`: the id of the run to go on from."""
+        ...
+
+    async def dead(self, service: str | None, limit: int) -> Rows:
+        """Those whose attempts are exhausted."""
+        ...
+
+    async def show(self, run: str, events: int) -> dict[str, Any]:
+        """`run` and the last `events` of its log."""
+        ...
+
+    async def cancel(self, run: str) -> dict[str, Any]:
+        """`run` as it is then, and whether this `changed` anything."""
+        ...
+
+    async def requeue(self, run: str) -> dict[str, Any]:
+        """As `cancel`, for a run that failed or expired."""
+        ...
 
 
 class Control(Protocol):
@@ -51,4 +80,8 @@ class Control(Protocol):
 
     async def reload(self) -> list[str]:
         """Read the configuration again. What is wrong with it, in words with the fix; empty when it is in use now."""
+        ...
+
+    def runs(self) -> Runs:
+        """Raises `ControlRefused` when this gateway has none."""
         ...

@@ -40,6 +40,9 @@ def warnings(config: Config) -> Iterator[Finding]:
     state = config.state
     if state.kind == "redis" and not state.tls and not all(is_loopback(host) for host in state.hosts):
         yield ("state",), "Redis is spoken to without TLS beyond this machine", "Write rediss:// if the server has TLS."
+    if config.runs is not None and state.kind == "memory":
+        fix = "Write state: sqlite:unjam.db, or a Redis URL when there are several gateways."
+        yield ("runs",), "runs are kept in memory and are lost when this gateway stops", fix
     admin = config.admin
     if admin is not None and not admin.listen.loopback and admin.tls is None:
         fix = "Give admin: {tls: {cert, key}}, or listen on 127.0.0.1 and use a tunnel."

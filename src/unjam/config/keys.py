@@ -43,6 +43,7 @@ _EXAMPLES = {
     "metrics": "Write metrics: vllm, or metrics: {path: /metrics, running: NAME, waiting: NAME}.",
     "agent_check": "Write agent_check: 9100, or agent_check: {port: 9100, interval: 2s}.",
     "limits": "Write limits: {max_body: 64MiB}.",
+    "runs": "Write runs: on; below a service, runs: {execute: pull}.",
 }
 
 

@@ -185,3 +185,10 @@ def _resolve_files(data: Any, base: FilePath) -> None:
         value = holder[key]
         if isinstance(value, str) and value and not os.path.isabs(value):
             holder[key] = str(base / value)
+    state = data.get("state") if isinstance(data, dict) else None
+    if isinstance(state, str) and state.startswith("sqlite:"):
+        path = state.removeprefix("sqlite:")
+        # See `schema.parse_state`: three slashes are relative, four absolute.
+        path = path[3:] if path.startswith("///") else path
+        if path and not os.path.isabs(path):
+            data["state"] = f"sqlite:{base / path}"

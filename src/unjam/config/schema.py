@@ -15,7 +15,8 @@ from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, model_
 
 from unjam.config.address import Address, is_loopback, parse_listen
 from unjam.config.quantities import BadValue, kind, shown
-from unjam.config.services import EndpointTls, Region, Service, off_means, one_or_list, short_for
+from unjam.config.runs import Runs
+from unjam.config.services import EndpointTls, Region, Service, off_means, on_means, one_or_list, short_for
 from unjam.config.topology import topology
 from unjam.config.tree import Problem
 from unjam.config.types import (
@@ -144,6 +145,9 @@ class Key(Model):
     services: Annotated[tuple[Name, ...], BeforeValidator(one_or_list)] | None = Field(
         None, description="The services it may call. Unset: all."
     )
+    role: Annotated[str, one_of("client", "worker"), Kind("client or worker")] = Field(
+        "client", description="`worker`: it may also claim the runs of these services, whosever they are."
+    )
 
     @model_validator(mode="after")
     def _some(self) -> Key:
@@ -260,8 +264,11 @@ class Config(Model):
     )
     state: Annotated[State, PlainValidator(parse_state), Kind("URL", lambda state: str(state.url))] = Field(
         State("memory", "memory"),
-        description="memory, sqlite:PATH, redis://, rediss://, redis+sentinel://, redis+cluster://. "
-        "Checked, but not used by this version.",
+        description="Where durable runs are kept: memory, sqlite:PATH (relative to the configuration file), redis://, "
+        "rediss://, redis+sentinel://, redis+cluster://. Takes effect at the next start.",
+    )
+    runs: Annotated[Runs | None, on_means({}), off_means(None)] = Field(
+        None, description="Durable runs: `on`, or their limits. Unset: none."
     )
     trusted_proxies: Annotated[tuple[NetworkItem, ...], BeforeValidator(one_or_list)] = Field(
         (), description="Networks whose X-Forwarded-* are believed."

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from unjam.config.engines import ENGINES
 from unjam.config.quantities import BadValue
+from unjam.config.runs import ServiceRuns
 from unjam.config.types import (
     AtLeastOne,
     CheckPath,
@@ -423,6 +424,9 @@ class Service(Model):
         "json", description="How errors are spoken."
     )
     websocket: WebSocket = Field(WebSocket(), description="WebSocket handshakes.")
+    runs: Annotated[ServiceRuns, off_means({"enabled": False})] = Field(
+        ServiceRuns(), description="Durable runs, where the top level has them."
+    )
     versions: dict[Name, Version] = Field(description="Its versions by name.")
 
 

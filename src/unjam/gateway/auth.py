@@ -12,14 +12,15 @@ from hmac import compare_digest
 
 
 class Tenant:
-    """`services` empty: all of them."""
+    """`services` empty: all of them. `worker`: it may claim runs of these services, whosever they are."""
 
-    __slots__ = ("digest", "name", "services")
+    __slots__ = ("digest", "name", "services", "worker")
 
-    def __init__(self, name: str, digest: bytes, services: frozenset[str]) -> None:
+    def __init__(self, name: str, digest: bytes, services: frozenset[str], worker: bool = False) -> None:
         self.name = name
         self.digest = digest
         self.services = services
+        self.worker = worker
 
     def may_call(self, service: str) -> bool:
         return not self.services or service in self.services

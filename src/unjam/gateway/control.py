@@ -5,6 +5,9 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from unjam.admin.control import ControlRefused
+from unjam.gateway.exchange import Exchange
+from unjam.gateway.runs_control import RunsControl
 from unjam.telemetry.collector import Collector
 
 if TYPE_CHECKING:
@@ -24,7 +27,15 @@ class Control:
 
     def metrics(self) -> Collector:
         balancer = self._server.gateway.balancer
-        return Collector(self._server.gateway.stats, balancer.snapshot(monotonic()))
+        durable = self._server.durable
+        runs = None if durable is None else durable.figures()
+        return Collector(self._server.gateway.stats, balancer.snapshot(monotonic()), runs)
+
+    def runs(self) -> RunsControl:
+        durable = self._server.durable
+        if durable is None:
+            raise ControlRefused("runs_off", "This gateway has no durable runs: its configuration needs runs: on.")
+        return RunsControl(durable)
 
     def ready(self) -> tuple[bool, str]:
         return self._server.gateway.ready()
@@ -64,7 +75,8 @@ class Control:
     def active(self, limit: int) -> list[dict[str, Any]]:
         """The longest-running requests first."""
         now = monotonic()
-        running = [client.exchange for client in self._server.gateway.clients if client.exchange is not None]
+        # Clients that wait for a run of theirs are no work of an endpoint's, and may be many.
+        running = [client.exchange for client in self._server.gateway.clients if isinstance(client.exchange, Exchange)]
         running.sort(key=lambda exchange: exchange.arrived)
         rows = []
         for exchange in running[:limit]:

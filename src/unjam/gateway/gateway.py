@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -21,6 +21,7 @@ from unjam.core.model import Lease, Outcome, Refusal, Request
 from unjam.gateway import features, respond
 from unjam.gateway.auth import Tenant
 from unjam.gateway.exchange import Exchange
+from unjam.gateway.paths import Paths
 from unjam.gateway.routing import Router
 from unjam.gateway.settings import Settings
 from unjam.gateway.states import INSPECTING
@@ -33,6 +34,7 @@ from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
     from unjam.gateway.client import ClientConnection
+    from unjam.gateway.respond_async import RespondAsync
     from unjam.gateway.upstream import Upstream
     from unjam.wire.http1 import RequestHead, ResponseHead
 
@@ -76,6 +78,11 @@ class Gateway:
         self.descriptor_cap = 1 << 30
         self.draining = False
         self.router = Router(self.balancer, self.stats)
+        #: Paths that the gateway answers itself.
+        self.paths = Paths()
+        #: Fields that are looked at closer; with runs, `Prefer` is one, and this is who does what it says.
+        self.hints = features.HINTS
+        self.respond_async: RespondAsync | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._id_prefix = secrets.token_hex(8).encode("ascii")
         self._id_count = 0
@@ -103,6 +110,8 @@ class Gateway:
             if head.path in ("/healthz", "/readyz"):
                 self._health(client, head)
                 return None
+            if self.paths.owns(head.path):
+                return cast("Exchange | None", self.paths.begin(client, head, request_id, now, caller))
             route = self.router.find(head, key)
             if route is None:
                 self._answer(
@@ -124,7 +133,10 @@ class Gateway:
             self.stick(head.get, exchange)
             if (route.service.spec.inspect == "body" or self.router.by_model) and head.has_body:
                 exchange.state = INSPECTING
-        if not features.HINTS.isdisjoint(known):
+        if not self.hints.isdisjoint(known):
+            later = self.respond_async
+            if later is not None and b"prefer" in known and later.wanted(head, route.service):
+                return cast(Exchange, later.begin(client, head, request_id, now, caller, route.service))
             try:
                 self._hints(known, exchange, now)
             except features.BadHint as error:

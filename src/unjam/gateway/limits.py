@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unjam.core.model import Outcome
-from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, QUEUED, RELAYING, TUNNELLING, WAITING
+from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, LOCAL, QUEUED, RELAYING, TUNNELLING, WAITING
 from unjam.gateway.timers import NEVER
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def enforce(exchange: Exchange, now: float) -> float:
     """Do what is overdue: end the exchange, or send a heartbeat. Returns when to look again (monotonic seconds)."""
     state = exchange.state
+    if state == LOCAL:
+        return exchange.on_timer(now)  # type: ignore[attr-defined,no-any-return]  # a LocalExchange
     if now >= exchange.cut_at and state != ENDED:
         return _deadline(exchange)
     if state in (QUEUED, CONNECTING, INSPECTING):

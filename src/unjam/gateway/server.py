@@ -29,19 +29,24 @@ from unjam.config import Config, ConfigError
 from unjam.config.schema import Listen
 from unjam.core.endpoint import Endpoint
 from unjam.core.spec import ServiceSpec
-from unjam.gateway import descriptors
+from unjam.gateway import descriptors, features, openapi
 from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
+from unjam.gateway.durable import Durable
 from unjam.gateway.gateway import Gateway
 from unjam.gateway.listeners import REPORTERS, Listener, clear, server_tls, unix_socket, wanted_by
 from unjam.gateway.members import Members
 from unjam.gateway.news import News
 from unjam.gateway.reports import ReportConnection, Reports
+from unjam.gateway.respond_async import RespondAsync
+from unjam.gateway.runs_api import RunsApi
+from unjam.gateway.runs_worker import WorkerApi
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import TICK
 from unjam.gateway.upstream import Upstream
 from unjam.gateway.watch import Watch
 from unjam.gateway.watches import renew
+from unjam.runs.store.base import Store, StoreError
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import AccessLog
 
@@ -58,9 +63,17 @@ _KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3
 class Server:
     """Owns everything that has to be started and stopped. Tests run it inside their own loop."""
 
-    def __init__(self, config: Config, reload: Callable[[], Config] | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reload: Callable[[], Config] | None = None,
+        seed: int | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`store`: in place of the one that the configuration names."""
         self.loop = asyncio.get_running_loop()
         self._reload_config = reload
+        self._store = store
         self._rng = Random(seed)
         self.gateway = Gateway(self.loop, Settings.of(config), Random(seed))
         self.config = config
@@ -71,6 +84,7 @@ class Server:
         self._contexts: dict[tuple[bool, str | None], ssl.SSLContext] = {}
         self.members = Members(self.gateway, self._equip_joined, self._unequip)
         self.reports = Reports(self.gateway, self.members)
+        self.durable: Durable | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
@@ -88,6 +102,8 @@ class Server:
         gateway.log.info("descriptors", soft_before=before, limit=limit, for_connections=gateway.descriptor_cap)
         gateway.access_log = self._open_access_log(self.config)
         self._apply(self.config, _endpoint_contexts(self.config))
+        if self.config.runs is not None:
+            await self._start_runs(self.config)
         self._swap(self.config, await self._listen(self.config))
         if self.config.admin is not None:
             admin = self.config.admin
@@ -102,6 +118,18 @@ class Server:
                 await self.admin.start(admin.host, admin.port)
             gateway.log.info("admin", address=admin.path or f"{self.admin.host}:{self.admin.port}")
         self._tick()
+
+    async def _start_runs(self, config: Config) -> None:
+        """Raises StoreError for a store that isn't ours; one that is away is waited for while the gateway serves."""
+        self.durable = durable = Durable(self.gateway, config, self._store)
+        gateway = self.gateway
+        api = RunsApi(durable)
+        api.add_to(gateway.paths)
+        WorkerApi(durable).add_to(gateway.paths)
+        openapi.add_to(gateway.paths)
+        gateway.respond_async = RespondAsync(durable, api)
+        gateway.hints = features.HINTS | {b"prefer"}
+        await durable.start()
 
     def _open_access_log(self, config: Config) -> AccessLog:
         log = config.access_log
@@ -230,6 +258,8 @@ class Server:
         self.config = config
         self.members.configured(config)
         self.reports.configure(config.reporters)
+        if self.durable is not None:
+            self.durable.configure(config)
         # Only now that all are equipped: what waits may be sent to any of them.
         gateway.carry_out(applied.refused_tickets, now)
         for endpoint in unwatched:  # nobody checks any more, so nobody would ever find it well again
@@ -319,6 +349,8 @@ class Server:
                     gateway.log.warning("access_log", problem=problem)
             if config.admin != before.admin:
                 gateway.log.warning("restart_needed", what="a change of admin takes effect at the next start")
+            if config.state != before.state or (config.runs is None) != (before.runs is None):
+                gateway.log.warning("restart_needed", what="a change of state or runs takes effect at the next start")
             gateway.stats.reloads_ok += 1
             gateway.log.info("reloaded", services=len(gateway.balancer.services))
             return []
@@ -339,6 +371,8 @@ class Server:
         if self._ticks % 10 == 0:
             self._news.tell()
             self.members.tick()
+            if self.durable is not None:
+                self.durable.tick()
             for upstream in self._upstreams.values():
                 if upstream.idle:
                     upstream.expire(self.gateway.now)
@@ -356,6 +390,8 @@ class Server:
         self.reports.close()
         for client in list(gateway.clients):
             client.drain()
+        if self.durable is not None:
+            self.durable.drain()
         while gateway.clients and monotonic() < deadline:
             await asyncio.sleep(TICK)
         if gateway.clients:
@@ -376,6 +412,8 @@ class Server:
         await asyncio.sleep(0)
         for upstream in self._upstreams.values():
             upstream.close()
+        if self.durable is not None:
+            await self.durable.stop()
         if self.admin is not None:
             await self.admin.stop()
         if self._ticker is not None:
@@ -446,7 +484,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
 
     try:
         uvloop.run(main())
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ssl.SSLError, StoreError) as error:
         log.error("could_not_start", why=str(error))
         logs.flush()
         return 1

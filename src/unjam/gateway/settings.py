@@ -35,7 +35,9 @@ class Settings:
     @staticmethod
     def of(config: Config) -> Settings:
         limits = config.limits
-        keyring = Keyring(Tenant(key.tenant, key.digest, frozenset(key.services or ())) for key in config.keys)
+        keyring = Keyring(
+            Tenant(key.tenant, key.digest, frozenset(key.services or ()), key.role == "worker") for key in config.keys
+        )
         return Settings(
             wire_limits=Limits(line=limits.max_line, head=limits.max_header_bytes, fields=limits.max_fields),
             keyring=keyring,

@@ -23,5 +23,7 @@ RELAYING: Final = 4
 #: Both sides switched protocols; bytes pass through.
 TUNNELLING: Final = 5
 ENDED: Final = 6
+#: The gateway answers it itself: see `local`.
+LOCAL: Final = 7
 
-NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended")
+NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended", "local")

@@ -27,6 +27,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from unjam import __version__
 from unjam.telemetry import endpoints as read
 from unjam.telemetry.metrics import GatewayStats, Histogram, LaneStats, ServiceStats, max_fds, open_fds
+from unjam.telemetry.runs import RunsStats
 
 #: Samples rendered in one go: about a millisecond.
 PIECE = 200
@@ -61,9 +62,10 @@ class Collector(registry.Collector):
     May be registered with a prometheus_client registry too.
     """
 
-    def __init__(self, stats: GatewayStats, snapshot: Mapping[str, Any]) -> None:
+    def __init__(self, stats: GatewayStats, snapshot: Mapping[str, Any], runs: RunsStats | None = None) -> None:
         self._stats = stats
         self._snapshot = snapshot
+        self._runs = runs
 
     def collect(self) -> Iterator[Metric]:
         metric: Metric | None = None
@@ -84,6 +86,8 @@ class Collector(registry.Collector):
         yield from self._gateway()
         yield from self._services()
         yield from self._balancer()
+        if self._runs is not None:
+            yield from _durable(self._runs)
 
     def _process(self) -> Iterator[Piece]:
         build = (__version__, platform.python_version(), platform.python_implementation())
@@ -371,6 +375,40 @@ def _histogram_rows(labels: tuple[str, ...], histogram: Histogram) -> Iterator[t
     yield "_bucket", ((*labels, "+Inf"), seen)
     yield "_count", (labels, seen)
     yield "_sum", (labels, total)
+
+
+def _durable(runs: RunsStats) -> Iterator[Piece]:
+    """Durable runs: counted here, except for the gauges of the queues, which are of the whole store."""
+    service = ("service",)
+    created = [((name,), n) for name, n in sorted(runs.created.items())]
+    yield from _counter("unjam_runs_created", "Runs recorded by this gateway.", service, created)
+    yield from _counter(
+        "unjam_runs_ended", "Runs ended by this gateway.", ("service", "status"), sorted(runs.ended.items())
+    )
+    yield from _counter(
+        "unjam_runs_swept",
+        "Runs whose lease or deadline had passed, by what became of them.",
+        ("service", "status"),
+        sorted(runs.swept.items()),
+    )
+    yield from _counter(
+        "unjam_runs_store_errors",
+        "Calls that the store refused or failed at.",
+        ("code",),
+        [((code,), n) for code, n in sorted(runs.errors.items())],
+    )
+    depth = sorted(runs.depth.items())
+    yield from _gauge("unjam_runs_queued", "Runs that wait, in the store.", service, [((s,), q) for s, (q, _) in depth])
+    yield from _gauge(
+        "unjam_runs_running", "Runs under way, in the store.", service, [((s,), r) for s, (_, r) in depth]
+    )
+    for name, help_, value in (
+        ("unjam_runs_followers", "Clients that follow a run here.", runs.followers),
+        ("unjam_runs_followed", "Runs that are followed here.", runs.followed),
+        ("unjam_runs_claims_waiting", "Workers that wait for a run here.", runs.waiting),
+        ("unjam_runs_store_up", "1 while the store answers.", 0 if runs.away else 1),
+    ):
+        yield from _gauge(name, help_, (), [((), value)])
 
 
 class _Page:

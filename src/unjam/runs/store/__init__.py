@@ -1,4 +1,29 @@
 """Stores of runs. `base` says what each must do; the others do it, and one suite checks them all.
 
-Nothing is imported here: who uses one store doesn't pay for the others.
+Nothing is imported here before it is made: who uses one store doesn't pay for the others.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unjam.runs.store.base import Store
+
+
+def make(url: str, on_warning: Callable[[str], None] = lambda why: None) -> Store:
+    """The store of a URL: `memory`, `sqlite:PATH`, or one of the Redis URLs. Not open yet. `on_warning` is told, in
+    words, of what endangers runs and still works. Raises ValueError for a URL of no store."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "memory":
+        from unjam.runs.store.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "sqlite":
+        from unjam.runs.store.sqlite import SqliteStore
+
+        return SqliteStore(rest)
+    if scheme.startswith("redis"):
+        from unjam.runs.store.redis import RedisStore
+
+        return RedisStore(url, on_warning=on_warning)
+    raise ValueError(f"{scheme!r} is no kind of store")

@@ -1,0 +1,121 @@
+"""`Prefer: respond-async` (RFC 7240 section 4.1) on any path of a service: the request is kept as a run, and answered
+with 202 and where the run is. A service that takes no runs serves the request as ever, which the RFC allows.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from unjam.gateway import features
+from unjam.gateway import runs_shapes as shapes
+from unjam.gateway.envelope import wrap
+from unjam.gateway.local import Answer, LocalExchange, Refused
+from unjam.gateway.runs_api import guarded, idempotency_key
+from unjam.runs.model import NewRun
+
+if TYPE_CHECKING:
+    from unjam.core.service import Service
+    from unjam.gateway.auth import Tenant
+    from unjam.gateway.client import ClientConnection
+    from unjam.gateway.durable import Durable
+    from unjam.gateway.runs_api import RunsApi
+    from unjam.wire.http1 import RequestHead
+
+
+class _Model(msgspec.Struct):
+    model: str | None = None
+
+
+_model = msgspec.json.Decoder(_Model).decode
+
+
+class RespondAsync:
+    """What `Gateway.route` asks for requests that come with `Prefer`."""
+
+    def __init__(self, durable: Durable, api: RunsApi) -> None:
+        self._durable = durable
+        self._api = api
+
+    def wanted(self, head: RequestHead, service: Service) -> bool:
+        """Whether this request is to be kept rather than served."""
+        if head.upgrade is not None or service.spec.name not in self._durable.services:
+            return False
+        preferences = head.known[b"prefer"].lower().split(b",")
+        return any(each.partition(b";")[0].strip() == b"respond-async" for each in preferences)
+
+    def begin(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        request_id: bytes,
+        now: float,
+        caller: Tenant | None,
+        service: Service,
+    ) -> LocalExchange:
+        return LocalExchange(
+            client, head, request_id, now, caller, partial(self._keep, service), self._durable.limits.max_input
+        )
+
+    async def _keep(self, service: Service, exchange: LocalExchange) -> Answer | None:
+        head = exchange.head
+        router = exchange.client.gateway.router
+        if router.by_model and head.has_body:
+            try:
+                model = _model(exchange.content).model
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                model = None
+            found = router.match(head, model)
+            if found is None:
+                raise Refused(404, "no_service", "No service of this gateway has this address or this model.")
+            service = found
+        return await self._record(exchange, service)
+
+    @guarded
+    async def _record(self, exchange: LocalExchange, service: Service) -> Answer:
+        head = exchange.head
+        spec = self._api.service(exchange, service.spec.name)
+        durable = self._durable
+        target = head.wire_target.decode("ascii")
+        kept = wrap(head.method, target, _fields(exchange), exchange.content)
+        try:
+            lane = head.known.get(b"x-unjam-lane")
+            deadline = head.known.get(b"x-unjam-deadline")
+            chosen = "fast" if lane is None else features.lane(lane)
+            seconds = spec.timeout if deadline is None else features.seconds("x-unjam-deadline", deadline)
+        except features.BadHint as error:
+            raise Refused(400, "bad_hint", f"{error}.") from None
+        run, _ = await self._api.record(
+            exchange,
+            spec,
+            NewRun(
+                service=service.spec.name,
+                input=kept,
+                digest=sha256(
+                    b"%b %b\n%b" % (head.method.encode("ascii"), head.wire_target, exchange.content)
+                ).digest(),
+                tenant=exchange.tenant,
+                key=idempotency_key(exchange),
+                lane=chosen,
+                pull=spec.execute == "pull",
+                retry=spec.retry,
+                max_attempts=spec.max_attempts,
+                deadline=time.time() + min(seconds, shapes.FURTHEST),
+                max_queued=durable.limits.max_queued,
+            ),
+        )
+        return shapes.json(shapes.view(run), 202, shapes.location(run) + b"preference-applied: respond-async\r\n")
+
+
+def _fields(exchange: LocalExchange) -> list[tuple[str, str]]:
+    """What an endpoint would have been shown, without credentials: those don't belong into a store."""
+    lines = [*exchange.head.forward, *exchange.client.forwarded(exchange.head).splitlines(keepends=True)]
+    fields = []
+    for line in lines:
+        name, _, value = line.decode("latin-1").partition(":")
+        fields.append((name, value.strip(" \t\r\n")))
+    return fields

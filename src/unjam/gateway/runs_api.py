@@ -1,0 +1,239 @@
+"""The runs API for clients: create, look, follow, cancel, send input, list. docs/runs-api.md is its page.
+
+A tenant sees its own runs only, on every call: any other is answered like one that doesn't exist. A key that may call
+some services only sees the runs of these.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from msgspec import UnsetType
+
+from unjam.gateway import runs_shapes as shapes
+from unjam.gateway.envelope import plain
+from unjam.gateway.local import Answer, Handler, LocalExchange, Refused
+from unjam.gateway.runs_errors import missing, refused
+from unjam.gateway.runs_follow import LIMIT, NOTHING, SIZE, EventStream, Outcome, Poll, batch_answer, run_answer
+from unjam.runs.machine import TERMINAL
+from unjam.runs.model import NewRun, Run, partition_of
+from unjam.runs.store.base import Fenced, StoreError
+
+if TYPE_CHECKING:
+    from unjam.config.runs import ServiceRuns
+    from unjam.gateway.durable import Durable
+    from unjam.gateway.paths import Paths
+
+#: Bytes of a body beside its payload.
+AROUND: Final = 65536
+#: Runs on one page of a list, unless asked for fewer or more, and at most.
+PAGE: Final = 50
+MOST_PAGE: Final = 500
+STATUSES: Final = frozenset({"queued", "running"} | TERMINAL)
+
+_KEY = re.compile(rb"[!-~]{1,255}").fullmatch
+_create = shapes.decoder(shapes.Create)
+_input = shapes.decoder(shapes.Input)
+
+
+def guarded(handler: Callable[..., Awaitable[Answer | None]]) -> Callable[..., Awaitable[Answer | None]]:
+    """What the store raises is answered as its table says."""
+
+    @wraps(handler)
+    async def wrapper(*args: LocalExchange) -> Answer | None:
+        try:
+            return await handler(*args)
+        except StoreError as error:
+            raise refused(error) from error
+
+    return wrapper
+
+
+class RunsApi:
+    def __init__(self, durable: Durable) -> None:
+        self._durable = durable
+        self._store = durable.store
+
+    def add_to(self, paths: Paths) -> None:
+        limits = self._durable
+        calls: list[tuple[str, str, Handler, Callable[[], int]]] = [
+            ("POST", "/v1/runs", self.create, lambda: limits.limits.max_input + AROUND),
+            ("GET", "/v1/runs", self.list, lambda: AROUND),
+            ("GET", "/v1/runs/*", self.get, lambda: AROUND),
+            ("GET", "/v1/runs/*/events", self.events, lambda: AROUND),
+            ("POST", "/v1/runs/*/cancel", self.cancel, lambda: AROUND),
+            ("POST", "/v1/runs/*/input", self.send, lambda: limits.limits.max_input + AROUND),
+        ]
+        for method, path, handler, most in calls:
+            paths.add(method, path, handler, most)
+
+    # -- create ----------------------------------------------------------------------------------------------------
+
+    @guarded
+    async def create(self, exchange: LocalExchange) -> Answer:
+        asked = shapes.read(exchange, _create)
+        spec = self.service(exchange, asked.service)
+        limits = self._durable.limits
+        given = plain(shapes.payload(asked.input, limits.max_input, "input"))
+        metadata = None
+        if not isinstance(asked.metadata, UnsetType) and bytes(asked.metadata) != b"null":
+            if not shapes.is_object(asked.metadata):
+                raise Refused(400, "bad_body", "The body does not fit: metadata is an object.")
+            metadata = shapes.raw(shapes.payload(asked.metadata, shapes.MOST_METADATA, "metadata"))
+        self.check_version(asked.service, asked.version)
+        run, made = await self.record(
+            exchange,
+            spec,
+            NewRun(
+                service=asked.service,
+                input=given,
+                digest=sha256(exchange.content).digest(),
+                tenant=exchange.tenant,
+                key=idempotency_key(exchange),
+                lane=asked.lane or "fast",
+                pull=spec.execute == "pull" if asked.pull is None else asked.pull,
+                version=asked.version,
+                retry=asked.retry or spec.retry,
+                max_attempts=asked.max_attempts or spec.max_attempts,
+                deadline=time.time() + (asked.deadline_s or spec.timeout),
+                metadata=metadata,
+                max_queued=limits.max_queued,
+            ),
+        )
+        return shapes.json(shapes.view(run), 201 if made else 200, shapes.location(run))
+
+    async def record(self, exchange: LocalExchange, spec: ServiceRuns, new: NewRun) -> tuple[Run, bool]:
+        """Keep a new run. Raises `Refused` while the gateway is stopping, StoreError."""
+        if self._durable.gateway.draining:
+            raise Refused(503, "draining", "This gateway is stopping; another one takes runs.", 1.0)
+        return await self._store.create(new)
+
+    def service(self, exchange: LocalExchange, name: str) -> ServiceRuns:
+        """The service a run is for. Raises `Refused`."""
+        may_call(exchange, name)
+        spec = self._durable.services.get(name)
+        if spec is None:
+            raise Refused(404, "unknown_service", "No service of this name takes runs.")
+        exchange.service = name
+        return spec
+
+    def check_version(self, service: str, version: str | None) -> None:
+        """Raises `Refused` for one that doesn't exist."""
+        found = self._durable.gateway.balancer.services.get(service)
+        if version is not None and (found is None or all(each.name != version for each in found.versions)):
+            raise Refused(404, "unknown_version", "The service has no version of this name.")
+
+    # -- look ------------------------------------------------------------------------------------------------------
+
+    async def own(self, exchange: LocalExchange) -> Run:
+        """The run that the path names, if it is the caller's. Raises `Refused`, StoreError."""
+        run_id = exchange.head.path.split("/")[3]
+        try:
+            partition_of(run_id)
+        except ValueError:
+            raise missing() from None
+        run = await self._store.get(run_id)
+        caller = exchange.caller
+        if run.tenant != exchange.tenant or (caller is not None and not caller.may_call(run.service)):
+            raise missing()
+        exchange.service = run.service
+        return run
+
+    @guarded
+    async def get(self, exchange: LocalExchange) -> Answer | None:
+        query = exchange.query()
+        wait = shapes.seconds(query, "wait", self._durable.limits.wait)
+        with_result = query.get("result", "1") != "0"
+        run = await self.own(exchange)
+        if run.status in TERMINAL or not wait or self._durable.gateway.draining:
+            return await run_answer(self._durable, run, with_result)
+        if not exchange.gone:
+            Outcome(self._durable, exchange, run.id, run.seq - 1).hold_for(wait, with_result)
+        return None
+
+    @guarded
+    async def events(self, exchange: LocalExchange) -> Answer | None:
+        query = exchange.query()
+        last = exchange.head.known.get(b"last-event-id")
+        text = query.get("after", "-1") if last is None else last.decode("latin-1")
+        after = shapes.whole(text, "after", -1, 2**53)
+        wait = shapes.seconds(query, "wait", self._durable.limits.wait)
+        limit = shapes.whole(query.get("limit", str(LIMIT)), "limit", 1, LIMIT)
+        run = await self.own(exchange)
+        accept = exchange.head.get(b"accept") or b""
+        stream = b"text/event-stream" in accept.lower()
+        batch = await self._store.read(run.id, after, limit, SIZE)
+        if exchange.gone:
+            return None
+        if stream:
+            if batch.ended and not batch.events and batch.next == after + 1:
+                return NOTHING  # it has had all of it: an EventSource that hears this comes back no more
+            EventStream(self._durable, exchange, run.id, after).start(batch)
+            return None
+        lost = batch.next < after + 1 or bool(batch.events and batch.events[0].seq > after + 1)
+        if batch.events or batch.ended or lost:
+            return batch_answer(batch.events, batch.next, batch.ended, lost)
+        if not wait or self._durable.gateway.draining:
+            return NOTHING
+        Poll(self._durable, exchange, run.id, after).hold_for(wait, limit)
+        return None
+
+    @guarded
+    async def list(self, exchange: LocalExchange) -> Answer:
+        query = exchange.query()
+        status = query.get("status")
+        if status is not None and status not in STATUSES:
+            raise Refused(400, "bad_query", f"status must be one of {', '.join(sorted(STATUSES))}.")
+        limit = shapes.whole(query.get("limit", str(PAGE)), "limit", 1, MOST_PAGE)
+        before = query.get("before")
+        service = query.get("service")
+        if service is not None:
+            may_call(exchange, service)
+        try:
+            runs = await self._store.list(exchange.tenant, service=service, status=status, before=before, limit=limit)
+        except ValueError:
+            raise Refused(400, "bad_query", "before must be the id of a run.") from None
+        caller = exchange.caller
+        shown = [shapes.view(run) for run in runs if caller is None or caller.may_call(run.service)]
+        return shapes.json(shapes.RunList(shown, runs[-1].id if len(runs) == limit else None))
+
+    # -- act -------------------------------------------------------------------------------------------------------
+
+    @guarded
+    async def cancel(self, exchange: LocalExchange) -> Answer:
+        run = await self.own(exchange)
+        settled = await self._store.cancel(run.id)
+        return shapes.json(shapes.view(settled.run))
+
+    @guarded
+    async def send(self, exchange: LocalExchange) -> Answer:
+        asked = shapes.read(exchange, _input)
+        data = shapes.payload(asked.data, self._durable.limits.max_input, "data")
+        run = await self.own(exchange)
+        try:
+            return shapes.json(shapes.Sent(await self._store.send(run.id, data)))
+        except Fenced:
+            raise Refused(409, "run_ended", "The run has ended; nobody would read the input.") from None
+
+
+def may_call(exchange: LocalExchange, service: str) -> None:
+    """Raises `Refused`."""
+    caller = exchange.caller
+    if caller is not None and not caller.may_call(service):
+        exchange.client.gateway.stats.reject("forbidden")
+        raise Refused(403, "forbidden", "This API key may not call this service.")
+
+
+def idempotency_key(exchange: LocalExchange) -> str | None:
+    """Raises `Refused`."""
+    key = exchange.head.known.get(b"idempotency-key")
+    if key is None:
+        return None
+    if _KEY(key) is None:
+        raise Refused(400, "bad_idempotency_key", "Idempotency-Key is 1 to 255 visible ASCII characters.")
+    return key.decode("ascii")

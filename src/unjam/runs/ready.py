@@ -1,0 +1,98 @@
+"""Who waits for a run that can be claimed: the dispatcher, and workers that hold a claim open.
+
+The store's `on_ready` is only a hint. Of the workers that wait for a service each hint wakes the one that waits
+longest; who has got a run passes the hint on, as there may be more. `tick` wakes one of each service now and then, so
+that a lost hint costs seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Final
+
+from unjam.runs.store.base import OnReady, Store
+
+#: Seconds after which somebody looks although nothing was heard.
+RECONCILE: Final = 5.0
+
+
+class Waiter:
+    """One who waits for runs of `services`."""
+
+    __slots__ = ("_future", "services")
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self.services = tuple(services)
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(self) -> bool:
+        """False: it was awake."""
+        if self._future.done():
+            return False
+        self._future.set_result(None)
+        return True
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        self.wake()
+
+    async def wait(self, seconds: float) -> None:
+        """Until it is woken, or so long."""
+        await asyncio.wait((self._future,), timeout=max(seconds, 0.0))
+
+
+class Ready:
+    """`clock`: monotonic seconds."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._waiting: dict[str, dict[Waiter, None]] = {}
+        self._listeners: list[OnReady] = []
+        self._next = clock() + RECONCILE
+        store.on_ready = self.told
+
+    def listen(self, listener: OnReady) -> None:
+        """Call it at every hint."""
+        self._listeners.append(listener)
+
+    def enter(self, services: Iterable[str]) -> Waiter:
+        """Register first, then ask the store, then wait: so no hint falls between. `leave` must follow."""
+        waiter = Waiter(services)
+        for service in waiter.services:
+            self._waiting.setdefault(service, {})[waiter] = None
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        for service in waiter.services:
+            waiting = self._waiting.get(service)
+            if waiting is not None:
+                waiting.pop(waiter, None)
+                if not waiting:
+                    del self._waiting[service]
+
+    def told(self, service: str) -> None:
+        """A run of the service may be claimable."""
+        for waiter in self._waiting.get(service, ()):
+            if waiter.wake():
+                break
+        for listener in self._listeners:
+            listener(service)
+
+    def wake_all(self) -> None:
+        """The gateway is stopping: nobody waits any longer."""
+        for waiting in self._waiting.values():
+            for waiter in waiting:
+                waiter.wake()
+
+    def tick(self) -> None:
+        """Once a second."""
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + RECONCILE
+            for service in list(self._waiting):
+                self.told(service)
+
+    def __len__(self) -> int:
+        return len({waiter for waiting in self._waiting.values() for waiter in waiting})

@@ -1,0 +1,23 @@
+"""What happened to durable runs on this gateway: plain counters, read at scrape."""
+
+from __future__ import annotations
+
+
+class RunsStats:
+    """`created`: by service. `ended`: by service and status. `swept`: leases that expired and deadlines that passed,
+    by service and what became of the run. `errors`: what the store refused or failed at, by code. `depth`: by service,
+    runs queued and running, in the whole store, as last asked. `followers`, `followed`: who follows logs now, and how
+    many runs. `waiting`: workers that hold a claim open. `away`: the store can't be reached."""
+
+    __slots__ = ("away", "created", "depth", "ended", "errors", "followed", "followers", "swept", "waiting")
+
+    def __init__(self) -> None:
+        self.created: dict[str, int] = {}
+        self.ended: dict[tuple[str, str], int] = {}
+        self.swept: dict[tuple[str, str], int] = {}
+        self.errors: dict[str, int] = {}
+        self.depth: dict[str, tuple[int, int]] = {}
+        self.followers = 0
+        self.followed = 0
+        self.waiting = 0
+        self.away = False
