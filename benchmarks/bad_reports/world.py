@@ -113,6 +113,10 @@ class Server:
         wanted = self.part * self.cores if self.noisy else 0.0
         return min(wanted, self.cores - self.rate() * self.n * self.appetite) if self.fair else wanted
 
+    def runnable(self) -> float:
+        """Tasks that run or could: the requests', and those of a neighbour that shares the kernel with them."""
+        return self.n * self.appetite + (self.part * self.cores if self.noisy else 0.0)
+
     def advance(self, now: float) -> None:
         passed = now - self.now
         if passed > 0.0:
@@ -223,7 +227,13 @@ class World:
                 ours, theirs = (what.used - used) / span, (what.others_used - others) / span
                 # Real counters never stand still.
                 ours *= 1.0 - NOISE * noise.random()
-                truth = LoadReport(cores=what.cores, cpu=min(1.0, ours + theirs), agent_cpu=ours, in_flight=what.n)
+                truth = LoadReport(
+                    cores=what.cores,
+                    cpu=min(1.0, ours + theirs),
+                    agent_cpu=ours,
+                    in_flight=what.n,
+                    run_queue=what.runnable(),
+                )
                 told = self.teller(what, truth, now)
                 if told is not None:
                     assert what.endpoint is not None

@@ -116,7 +116,7 @@ def test_what_an_endpoint_reports_is_shown() -> None:
         "endpoint slots running CPU memory free available state",
         f"{noisy.name} 8 cores · 16 GiB · slots by cores · reporter 1.0 s ago 1 / 16 10 % ours, 50 % others 9.0 GiB 4 "
         "open others use 50 % of its CPU",
-        "slots adapted · header 1.0 s ago 0 / 1 0 % ours, 97 % others 4.0 GiB 0.4 no heavy work: "
+        "slots by cores · header 1.0 s ago 0 / 16 0 % ours, 97 % others 4.0 GiB 0.4 no heavy work: "
         "others use 97 % of its CPU",
         "0 / 16 not reported 8 reports refused: cores is 1e+09: it must be from 0 to 4096 1 report refused",
         "0 / 16 not reported 8 open",

@@ -296,7 +296,9 @@ class Machine(RuleBasedStateMachine):
                 assert version.slots == sum(e.slots for e in version.endpoints.values() if e.usable)
                 assert version.healthy == sum(e.well for e in version.endpoints.values())
                 assert version.large == sum(e.slots > lanes.FEW for e in version.endpoints.values())
-                assert (version.heavy_cap is None) is (version.large > 0)
+                assert (version.heavy_cap is None) is (
+                    version.large > 0 or any(e.barred for e in version.endpoints.values())
+                )
 
     @invariant()
     def the_queue_holds_what_waits(self) -> None:

@@ -29,10 +29,12 @@ HANDICAP_LEAST: Final = 0.05
 HANDICAP_MOST: Final = 15.0
 #: What others leave us of a processor is at least this: the kernel shares it out fairly, and a report may be wrong.
 SHARE_LEAST: Final = 0.05
-#: Where others leave less than this the endpoint is choked, and gets no heavy work while the rest has room for it ..
+#: Where others leave less than this the endpoint is choked, and gets no heavy work while the rest is clearly better ..
 CHOKED_BELOW: Final = 0.25
 #: .. until they leave this much.
 CHOKED_UNTIL: Final = 0.4
+#: Clearly better: so many times the share.
+CLEARLY: Final = 2.0
 #: An inference engine whose cache is fuller takes no further heavy work: it would evict what runs.
 CACHE_FULL: Final = 0.95
 #: `room` where memory is not what limits heavy work.
@@ -171,7 +173,7 @@ class Endpoint:
         self.given = spec
         self.target = 0
         self._fit()
-        self.slots = self.fitting_slots(1.0, None)
+        self.slots = self.fitting_slots()
         self.cap_heavy(self.slots, self.slots)
 
     def _fit(self) -> None:
@@ -184,7 +186,6 @@ class Endpoint:
             spec = replace(spec, memory=heard.memory)
         self.spec = spec
         self.base_slots = spec.hard_slots
-        self.per_core = _one(1.0 / (UNIT * spec.capacity))
         #: What `avail` is at its best.
         self.nominal = _one(spec.capacity * spec.weight)
         self.avail = self.nominal
@@ -204,8 +205,8 @@ class Endpoint:
             return True
         return False
 
-    def adapt(self, report: LoadReport, share: float) -> None:
-        """Move the slots toward what the endpoint can do, by one report. `share`: of its processor, left by others."""
+    def adapt(self, report: LoadReport) -> None:
+        """Move the slots toward what the endpoint can do, by one report."""
         if self.given.slots is not None:
             return
         base = self.base_slots
@@ -218,17 +219,12 @@ class Endpoint:
             if not self.target:
                 # Never below what it ran before anybody knew its size.
                 slots = max(slots, min(self.inflight, sizing.MOST_TIMES * base))
-            slots = sizing.adapt(slots, base, sizing.Use(report.cpu, report.pressure, self.inflight, share))
+            slots = sizing.adapt(slots, base, sizing.Use(report.cpu, report.pressure, self.inflight))
         self.target = slots
 
-    def fitting_slots(self, share: float, asked: int | None) -> int:
-        """The slots to use now. `share`: of its processor, left by others; `asked`: the most that it wants."""
-        given = self.given.slots
-        if given is not None:
-            slots = given
-        else:
-            base = self.base_slots
-            slots = sizing.beside_others(self.target or base, base, share)
+    def fitting_slots(self, asked: int | None = None) -> int:
+        """The slots to use now. `asked`: the most that the server itself wants."""
+        slots = self.given.slots or self.target or self.base_slots
         return slots if asked is None else max(1, min(slots, asked))
 
     def refresh(self, warm_up: WarmUpSpec, now: float) -> bool:
@@ -268,7 +264,7 @@ class Endpoint:
 
     def _heed(self, heard: Heard, now: float) -> float:
         """What the reports leave of its capacity, 0 .. 1 (up to 2.56 if it asks for more)."""
-        share = max(SHARE_LEAST, 1.0 - heard.others_now(now))
+        share = max(SHARE_LEAST, heard.share_now(now))
         self.choked = share < (CHOKED_UNTIL if self.choked else CHOKED_BELOW)
         self.room = AMPLE
         free: int | None = heard.latest("memory_free", now)
@@ -318,6 +314,7 @@ class Endpoint:
         # Below one request per core nothing slows down, where cores are known. Slots are only a guess at them.
         self.floor = _one(factor) if self.spec.cores else 0.0
         self.step = _one(factor / self.avail) if self.avail > 0.0 else 0.0
+        self.per_core = _one(1.0 / (UNIT * self.avail)) if self.avail > 0.0 else 0.0
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self.inflight}/{self.slots}>"

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from unjam.core.endpoint import ejection_seconds
+from unjam.core.endpoint import CLEARLY, ejection_seconds
 from unjam.core.heard import Heard
 from unjam.core.lanes import add_slots, resize, set_cap, set_caps
 from unjam.core.load import DOWN, DRAINING, FRESH, LoadReport
@@ -134,7 +134,7 @@ class Health:
         self._fresh[endpoint] = None
         if endpoint.sized():
             endpoint.target = 0
-        endpoint.adapt(report, 1.0 - heard.others_now(now))
+        endpoint.adapt(report)
         self.changed(endpoint, now)
         return True
 
@@ -156,8 +156,7 @@ class Health:
     def _heed(self, endpoint: Endpoint, heard: Heard, choked: bool, room: int, now: float) -> None:
         """What reports say beside how much there is: slots, heavy work, whether it wants any work at all."""
         version = endpoint.pool.version
-        share = 1.0 - heard.others_now(now)
-        slots = endpoint.fitting_slots(share, heard.latest("slots", now))
+        slots = endpoint.fitting_slots(heard.latest("slots", now))
         if slots != endpoint.slots:
             resize(version, endpoint, slots)
         if choked is not endpoint.choked or (room <= 0) is not (endpoint.room <= 0):
@@ -176,16 +175,16 @@ class Health:
             self._unbarred[version] = None
 
     def _bar(self, version: Version) -> None:
-        """Choose which endpoints get no heavy work: those that are choked, while the others are at least half of what
-        there is. Where none has memory for a heavy request and what one needs is only a guess, the one with the most
-        may try."""
+        """Choose which endpoints get no heavy work: those that are choked, while the others are clearly better and at
+        least half of what there is. Where none has memory for a heavy request and what one needs is only a guess, the
+        one with the most may try."""
         endpoints = version.endpoints.values()
-        choked = sum(endpoint.avail for endpoint in endpoints if endpoint.well and endpoint.choked)
-        free = sum(
-            endpoint.avail for endpoint in endpoints if endpoint.well and not endpoint.choked and endpoint.room > 0
-        )
+        choked = [endpoint for endpoint in endpoints if endpoint.well and endpoint.choked]
+        free = [endpoint for endpoint in endpoints if endpoint.well and not endpoint.choked and endpoint.room > 0]
+        enough = sum(endpoint.avail for endpoint in free) >= sum(endpoint.avail for endpoint in choked)
+        best = max((endpoint.avail / endpoint.nominal for endpoint in free), default=0.0)
         for endpoint in endpoints:
-            endpoint.barred = endpoint.choked and free >= choked
+            endpoint.barred = endpoint.choked and enough and best * endpoint.nominal >= CLEARLY * endpoint.avail
         if not version.heavy_need.sure and not any(each.room > 0 and each.well for each in endpoints):
             roomiest = max((e for e in endpoints if e.well), key=_free_memory, default=None)
             if roomiest is not None:

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 FROZEN_AFTER: Final = 8
 #: .. and for so many seconds: a machine may be measured less often than it is asked.
 FROZEN_FOR: Final = 10.0
-#: A smaller change of the others' share is not worth a new order of the endpoints.
+#: A smaller change of the share left to us is not worth a new order of the endpoints.
 STEP: Final = 0.04
+#: From this use of the processor on, tasks wait for it.
+SATURATED: Final = 0.9
+#: From this use by us on, how time is divided between us and others means something.
+ACTIVE: Final = 0.05
+#: How many times as long a report of a single figure may stand still as one of several.
+ALONE: Final = 4
 
 
 class Word(NamedTuple):
@@ -34,7 +40,8 @@ class Word(NamedTuple):
 class Heard:
     """`accepted`, `refused`, `late`: reports; `problem`: why the latest was refused, empty when it was not. `at`: when
     the freshest was measured, monotonic seconds; `last_at`: when the latest came in. `other`: share of the processor
-    that others use. `cores`, `memory`: found by the reporter. `base`: bytes the agent uses when idle.
+    that others use; `share`: what they leave to us, or would. `cores`, `memory`: found by the reporter. `base`: bytes
+    the agent uses when idle.
 
     Sizes outlive the reports: a machine keeps its cores when its reporter dies.
     """
@@ -42,11 +49,10 @@ class Heard:
     __slots__ = (
         "_busy",
         "_cpu_at",
+        "_cpu_known",
         "_cpu_source",
         "_figures",
-        "_frozen_since",
         "_heavy_ended",
-        "_repeats",
         "_running",
         "_seen_at",
         "_states",
@@ -61,7 +67,9 @@ class Heard:
         "other",
         "problem",
         "refused",
+        "share",
         "sources",
+        "too_late_at",
     )
 
     def __init__(self) -> None:
@@ -73,17 +81,20 @@ class Heard:
         self.at = float("-inf")
         self.last_at = float("-inf")
         self.other = 0.0
+        self.share = 1.0
+        self._cpu_known = False
         self.cores: float | None = None
         self.memory: int | None = None
         self.base: int | None = None
         self.crowd = Crowd()
         self._heavy_ended = 0
+        #: When a report came in that was too old to count.
+        self.too_late_at = float("-inf")
         self._cpu_source = ""
         self._cpu_at = float("-inf")
-        self._figures: tuple[object, ...] = ()
-        self._frozen_since = 0.0
+        #: By source: the last figures, how often they came again while requests ran, and since when.
+        self._figures: dict[str, tuple[tuple[object, ...], int, float]] = {}
         self._states: dict[str, str] = {}
-        self._repeats = 0
         self._running = 0
         self._busy = 0.0
         self._seen_at: float | None = None
@@ -93,8 +104,12 @@ class Heard:
         return _trust(now - self.at)
 
     def others_now(self, now: float) -> float:
-        """The share of the processor to be left to others."""
+        """The share of the processor that others use, as far as that is still known."""
         return self.other * _trust(now - self._cpu_at)
+
+    def share_now(self, now: float) -> float:
+        """The share of the processor that others leave to us."""
+        return 1.0 - (1.0 - self.share) * _trust(now - self._cpu_at)
 
     def take(self, report: LoadReport, endpoint: Endpoint, now: float) -> bool:
         """Heed a report. False: it was refused, and `problem` says why, or it came too late; nothing has changed."""
@@ -109,6 +124,8 @@ class Heard:
         before = self.sources.get(report.source)
         if report.age >= REPORT_LIFE or (before is not None and at < before.at):
             self.late += 1
+            if report.age >= REPORT_LIFE:
+                self.too_late_at = now
             return False
         self.accepted += 1
         self.sources[report.source] = Word(report, at)
@@ -128,17 +145,29 @@ class Heard:
             self._cpu_source = report.source
             self._cpu_at = at
             ours = self._ours(endpoint, now)
-            other = others(report.cpu, report.agent_cpu, self.cores or endpoint.spec.capacity, report.in_flight, ours)
-            if abs(other - self.other) >= STEP or not other:
-                self.other = round(other, 2)
+            cores = endpoint.spec.cores or self.cores or endpoint.spec.capacity
+            other = others(report.cpu, report.agent_cpu, cores, report.in_flight, ours)
+            share = share_left(other, report.cpu - other, cores, report.run_queue, ours)
+            self.other = other
+            if share < self.share and report.run_queue is not None and self._cpu_known:
+                share = (share + self.share) / 2.0  # a queue's length is a glance, not an average
+            if abs(share - self.share) >= STEP or not other:
+                self.share = round(share, 2)
+            self._cpu_known = True
         return True
 
     def forget(self) -> None:
         """The reports are too old to mean anything. What was counted, and sizes, stay."""
         self.sources.clear()
         self._states.clear()
+        self._forget_cpu()
+        self.at = float("-inf")
+
+    def _forget_cpu(self) -> None:
         self.other = 0.0
-        self.at = self._cpu_at = float("-inf")
+        self.share = 1.0
+        self._cpu_known = False
+        self._cpu_at = float("-inf")
 
     def state(self, now: float) -> str:
         """The worst of what its sources say, each by its last word on it."""
@@ -152,8 +181,7 @@ class Heard:
         self._states.pop(source, None)
         self.at = max((at for _, at in self.sources.values()), default=float("-inf"))
         if source == self._cpu_source:
-            self.other = 0.0
-            self._cpu_at = float("-inf")
+            self._forget_cpu()
 
     def latest(self, name: str, now: float) -> Any:
         """The freshest figure of this name; None when none is known, or none that still counts."""
@@ -170,8 +198,7 @@ class Heard:
 
     def _learn(self, used: int, endpoint: Endpoint, now: float) -> None:
         """What the agent uses when idle, and what a heavy request adds to that."""
-        idle = not endpoint.inflight and not self._running and endpoint.busy == self._busy
-        if idle or (self.base is not None and used < self.base):
+        if not endpoint.inflight or (self.base is not None and used < self.base):
             self.base = used
         if self.base is None:
             return
@@ -195,20 +222,43 @@ class Heard:
         """Figures that never move while requests run are made up."""
         if report.cpu is None:
             return ""
-        figures = (report.source, report.cpu, report.agent_cpu, report.memory_free, report.agent_memory)
-        if figures != self._figures:
-            self._figures = figures
-            self._repeats = 0
-            self._frozen_since = now
-        elif endpoint.inflight or endpoint.busy != self._busy:
-            self._repeats += 1
-        if self._repeats < FROZEN_AFTER or now - self._frozen_since < FROZEN_FOR:
+        figures = (report.cpu, report.agent_cpu, report.memory_free, report.agent_memory)
+        before = self._figures.get(report.source)
+        if before is None or before[0] != figures:
+            self._figures[report.source] = figures, 0, now
             return ""
-        return f"cpu was exactly {report.cpu:g} in {self._repeats + 1} reports while requests ran"
+        _, repeats, since = before
+        if endpoint.inflight or endpoint.busy != self._busy:
+            repeats += 1
+            self._figures[report.source] = figures, repeats, since
+        patience = 1 if figures[1:] != (None, None, None) else ALONE
+        if repeats < FROZEN_AFTER * patience or now - since < FROZEN_FOR * patience:
+            return ""
+        return f"cpu was exactly {report.cpu:g} in {repeats + 1} reports while requests ran"
 
 
 def _trust(age: float) -> float:
     return 1.0 if age <= FRESH else max(0.0, (REPORT_LIFE - age) / (REPORT_LIFE - FRESH))
+
+
+def share_left(other: float, own: float, cores: float, run_queue: float | None, ours: float) -> float:
+    """The share of the processor that we can have beside others who use `other` of it. `own`: what our requests use;
+    `run_queue`: tasks that run or could, on the whole machine; `ours`: our requests there.
+
+    A kernel divides its processors evenly among the tasks that are ready, so `n` of others' leave us
+    `cores / (cores + n)` once we have a task for each core. How many they are shows in how the time was divided between
+    them and us, or, where we had nothing to run, in the length of the queue. Where that is not known the others are
+    taken to give nothing back.
+    """
+    if run_queue is None:
+        return 1.0 - other
+    foreign = other * cores
+    if other + own >= SATURATED:
+        if own >= ACTIVE:
+            foreign = max(foreign, min(run_queue, max(ours, own * cores) * other / own))
+        elif other >= SATURATED:
+            foreign = max(foreign, run_queue)
+    return cores / (cores + foreign)
 
 
 def others(cpu: float, agent_cpu: float | None, cores: float, in_flight: int | None, ours: float) -> float:

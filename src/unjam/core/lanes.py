@@ -46,9 +46,10 @@ def set_caps(version: Version) -> None:
     """Endpoints, their slots or the share changed. Endpoints whose own cap changed are touched."""
     endpoints = version.endpoints.values()
     version.large = sum(endpoint.slots > FEW for endpoint in endpoints)
-    version.heavy_cap = None if version.large else 0
+    version.barred = any(endpoint.barred for endpoint in endpoints)
+    # Heavy work that still runs on barred endpoints must not keep the others idle: then each has its own share again.
+    version.heavy_cap = None if version.large or version.barred else 0
     version.heavy_most = None
-    version.barred = sum(endpoint.slots for endpoint in endpoints if endpoint.barred and endpoint.usable)
     add_slots(version, 0)
     for endpoint in endpoints:
         set_cap(version, endpoint)
@@ -73,7 +74,7 @@ def set_cap(version: Version, endpoint: Endpoint) -> None:
 
 def recap(version: Version, endpoint: Endpoint) -> None:
     """An endpoint came, went or changed its size, and `version.large` is up to date: whose share counts may change."""
-    if (version.large == 0) is not (version.heavy_cap is not None):
+    if (version.large > 0 or version.barred) is not (version.heavy_cap is None):
         set_caps(version)
     else:
         set_cap(version, endpoint)
@@ -83,8 +84,6 @@ def resize(version: Version, endpoint: Endpoint, slots: int) -> None:
     """Give an endpoint of the version another number of slots."""
     before, endpoint.slots = endpoint.slots, slots
     if endpoint.usable:
-        if endpoint.barred:
-            version.barred += slots - before
         add_slots(version, slots - before)
     version.large += (slots > FEW) - (before > FEW)
     recap(version, endpoint)
@@ -96,10 +95,9 @@ def add_slots(version: Version, slots: int) -> None:
     """So many slots of the version became usable (below 0: were lost)."""
     version.slots += slots
     if version.heavy_cap is not None:
-        slots = max(0, version.slots - version.barred)
-        version.heavy_cap = cap(version.service.spec.lanes.share, slots)
+        version.heavy_cap = cap(version.service.spec.lanes.share, version.slots)
         version.heavy_most = UNIT * version.heavy_cap
-        version.heavy_crowd = crowd(version.service.spec.lanes.share, slots)
+        version.heavy_crowd = crowd(version.service.spec.lanes.share, version.slots)
 
 
 def fits(version: Version, bucket: Bucket) -> bool:

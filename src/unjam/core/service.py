@@ -26,8 +26,7 @@ class Version:
     used, with `slots` slots between them. `panic`: too few are healthy, so all are used. `down`: its breaker was
     tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
     quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request, learnt. `barred`:
-    slots of usable endpoints that get no heavy work, as last counted; `large`: endpoints with a heavy share of their
-    own."""
+    some of its endpoints get no heavy work; `large`: endpoints with more than a few slots."""
 
     __slots__ = (
         "barred",
@@ -75,7 +74,7 @@ class Version:
         self.heavy_most: int | None = None
         self.heavy_crowd = 0
         self.heavy_need = Need()
-        self.barred = 0
+        self.barred = False
         self.large = 0
         self.members = 0
         self.healthy = 0

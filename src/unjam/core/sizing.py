@@ -17,7 +17,7 @@ GIB: Final = 1 << 30
 #: Memory that stays free, as a share of all: an endpoint with less takes nothing new.
 MEMORY_SHORT: Final = 0.05
 #: Adapted slots are at most this many times those derived from cores.
-MOST_TIMES: Final = 32
+MOST_TIMES: Final = 8
 #: Below this use of the processor, and with all slots taken, more requests fit ..
 ROOM_BELOW: Final = 0.7
 #: .. half as many again below this.
@@ -99,12 +99,11 @@ def heavy_room(free: int, limit: int, used_by_ours: float, need: float) -> int:
 @dataclass(frozen=True, slots=True)
 class Use:
     """What a report says of an endpoint, as far as slots depend on it. `cpu`: in use by anybody, `pressure`: share of
-    time, both 0 .. 1 or None; `running`: our requests on it; `share`: of its processor, left to us by others."""
+    time, both 0 .. 1 or None; `running`: our requests on it."""
 
     cpu: float | None
     pressure: float | None
     running: int
-    share: float
 
 
 def adapt(slots: int, base: int, use: Use) -> int:
@@ -117,12 +116,6 @@ def adapt(slots: int, base: int, use: Use) -> int:
     if use.cpu > FULL_ABOVE and slots > base:
         return max(base, slots - max(1, slots // 8))
     return slots
-
-
-def beside_others(slots: int, base: int, share: float) -> int:
-    """The slots in use while others take a part of the processor. Slots beyond `base` are those of requests that hardly
-    use it."""
-    return max(1, round(slots * share)) if slots <= base and share < 0.5 else slots
 
 
 def engine_slots(slots: int, sized: bool, ours: int, in_flight: int, waiting: int) -> int:

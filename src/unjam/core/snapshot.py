@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from unjam.core.endpoint import CACHE_FULL, UNIT
-from unjam.core.load import FRESH, READY
+from unjam.core.load import FRESH, READY, REPORT_LIFE
 from unjam.core.sizing import GIB, MEMORY_SHORT, MIB
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
     if heard is not None:
         if heard.problem:
             words.append(f"reports refused: {heard.problem}")
+        elif now - heard.too_late_at < REPORT_LIFE:
+            words.append("reports come too late to count")
+        elif not heard.sources and heard.accepted:
+            words.append(f"no report for {now - heard.last_at:.0f} s")
         elif heard.sources and (age := now - heard.at) > FRESH:
             words.append(f"report {age:.0f} s old")
     return words or ["open"]

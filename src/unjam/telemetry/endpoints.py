@@ -27,6 +27,7 @@ _PARTLY: Final = (
     "breaker ramping",
     "used all the same",
     "reports refused",
+    "reports come too late",
     "says it is draining",
 )
 #: Of those, the ones with which nothing new is sent even to a free slot.
@@ -37,7 +38,7 @@ def tone(word: str) -> str:
     """Of one word of `why`: `FINE`, `NOTE`, `PARTLY` or `BAD`. A word that is not known here is bad."""
     if word == "open":
         return FINE
-    if word.startswith("others use") or (word.startswith("report ") and word.endswith(" old")):
+    if word.startswith(("others use", "no report for")) or (word.startswith("report ") and word.endswith(" old")):
         return NOTE
     return PARTLY if word.startswith(_PARTLY) else BAD
 
