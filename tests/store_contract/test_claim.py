@@ -235,3 +235,12 @@ async def test_a_new_attempt_without_a_checkpoint_begins_at_the_start(h: Harness
     await h.lose()
     run = await h.store.get(claim.run.id)
     assert error(run)["code"] == "attempts_exhausted"
+
+
+@pytest.mark.needs("wall")
+async def test_a_run_has_begun_when_it_first_did(h: Harness) -> None:
+    claim = await h.taken()
+    h.wall(60)
+    await h.lose()
+    again = await h.claim()
+    assert again.run.started == claim.run.started

@@ -94,6 +94,14 @@ async def test_an_empty_batch_shows_nothing(h: Harness) -> None:
     assert settled.run.status == "queued"
 
 
+async def test_an_empty_batch_hides_nothing(h: Harness) -> None:
+    claim = await h.taken()
+    await h.emit(claim, 1, 1)
+    await h.emit(claim, 2)
+    [settled] = await h.lose()
+    assert settled.run.status == "failed"
+
+
 async def test_an_input_shows_nothing(h: Harness) -> None:
     claim = await h.taken()
     await h.store.send(claim.run.id, b"1")

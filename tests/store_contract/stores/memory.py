@@ -37,5 +37,5 @@ async def factory(place: Path) -> AsyncIterator[Harness]:
     times = Times()
     store = MemoryStore(lambda: times.wall, lambda: times.monotonic)
     await store.open()
-    yield InMemory(store, frozenset({"wall", "fifo", "exact_limit"}), examples=40, times=times)
+    yield InMemory(store, frozenset({"wall", "fifo", "exact_limit"}), examples=20, times=times)
     await store.close()
