@@ -7,6 +7,7 @@ The proxy never waits for any of this. While the store is away it is asked again
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -42,7 +43,8 @@ CLOSING: Final = 5.0
 
 class Durable:
     """`limits`: of the configuration in force. `services`: those that take runs. `held`: exchanges that wait for a run
-    to go on or end."""
+    to go on or end. `poke`: called with the id of a run that is to be stopped or was sent something; who runs it here
+    looks at once rather than at its next sign of life."""
 
     def __init__(self, gateway: Gateway, config: Config, store: Store | None = None) -> None:
         assert config.runs is not None
@@ -61,6 +63,7 @@ class Durable:
         self.hub = Hub(self.store, on_fault=lambda: log.exception("fault", what="following a run"))
         self.ready = Ready(self.store)
         self.held: set[LocalExchange] = set()
+        self.poke: Callable[[str], None] = lambda run: None
         self._rng = Random()
         self._tasks: list[asyncio.Task[None]] = []
         self.configure(config)
@@ -108,8 +111,7 @@ class Durable:
             asyncio.create_task(self._every(HOUSEKEEP, self._housekeep)),
         ]
 
-    async def _every(self, seconds: float, work: object) -> None:
-        assert callable(work)
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await work()

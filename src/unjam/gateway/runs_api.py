@@ -208,6 +208,7 @@ class RunsApi:
     async def cancel(self, exchange: LocalExchange) -> Answer:
         run = await self.own(exchange)
         settled = await self._store.cancel(run.id)
+        self._durable.poke(run.id)
         return shapes.json(shapes.view(settled.run))
 
     @guarded
@@ -216,9 +217,11 @@ class RunsApi:
         data = shapes.payload(asked.data, self._durable.limits.max_input, "data")
         run = await self.own(exchange)
         try:
-            return shapes.json(shapes.Sent(await self._store.send(run.id, data)))
+            number = await self._store.send(run.id, data)
         except Fenced:
             raise Refused(409, "run_ended", "The run has ended; nobody would read the input.") from None
+        self._durable.poke(run.id)
+        return shapes.json(shapes.Sent(number))
 
 
 def may_call(exchange: LocalExchange, service: str) -> None:

@@ -71,6 +71,7 @@ class RunsControl:
     @_told
     async def cancel(self, run: str) -> dict[str, Any]:
         settled = await self._store.cancel(_known(run))
+        self._durable.poke(run)
         return {"run": _row(settled.run), "changed": settled.changed}
 
     @_told
