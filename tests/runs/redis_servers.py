@@ -74,6 +74,15 @@ class Server:
         with self.client() as client:
             return client.execute_command(*command)
 
+    def raw(self, *command: Any) -> Any:
+        """The reply as it came."""
+        connection = redis.Connection(host="127.0.0.1", port=self.port, protocol=2)
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        finally:
+            connection.disconnect()
+
     def url(self, **query: Any) -> str:
         return f"redis://127.0.0.1:{self.port}{asked(query)}"
 
@@ -86,6 +95,10 @@ class Server:
     def pause(self) -> None:
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGCONT)
 
 
 def asked(query: dict[str, Any]) -> str:
@@ -132,6 +145,27 @@ class Cluster:
 
     def url(self, **query: Any) -> str:
         return f"redis+cluster://{','.join(f'127.0.0.1:{server.port}' for server in self.servers)}{asked(query)}"
+
+    def move(self, slot: int) -> None:
+        """To the next server, with its keys."""
+        ids = [server.raw("CLUSTER", "MYID").decode() for server in self.servers]
+        owner = next(n for n in range(3) if self._has(self.servers[n], slot, ids[n]))
+        other = (owner + 1) % 3
+        source, target = self.servers[owner], self.servers[other]
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[owner])
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[other])
+        keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 10_000)
+        if keys:
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for server in (target, source, self.servers[3 - owner - other]):
+            server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[other])
+
+    @staticmethod
+    def _has(server: Server, slot: int, own: str) -> bool:
+        for first, last, node, *_ in server.raw("CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return bool(node[2].decode() == own)
+        return False
 
     def kill(self) -> None:
         for server in self.servers:
