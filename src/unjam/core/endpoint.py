@@ -267,20 +267,21 @@ class Endpoint:
         share = max(SHARE_LEAST, heard.share_now(now))
         self.choked = share < (CHOKED_UNTIL if self.choked else CHOKED_BELOW)
         self.room = AMPLE
-        free: int | None = heard.latest("memory_free", now)
+        sole = heard.sole(now)
+        free: int | None = heard.latest("memory_free", now) if sole is None else sole.memory_free
         limit = self.spec.memory
         if free is not None and limit:
             if free < MEMORY_SHORT * limit:
                 return 0.0
-            used: int | None = heard.latest("agent_memory", now)
+            used: int | None = heard.latest("agent_memory", now) if sole is None else sole.agent_memory
             need = self.pool.version.heavy_need.of(limit)
             # Where it isn't told apart, those that run are taken to have grown to their full size.
             ours = self.heavy * need if used is None or heard.base is None else max(0.0, used - heard.base)
             self.room = sizing.heavy_room(free, limit, ours, need)
-        cache: float | None = heard.latest("cache", now)
+        cache: float | None = heard.latest("cache", now) if sole is None else sole.cache
         if cache is not None and cache >= CACHE_FULL:
             self.room = min(self.room, self.heavy)
-        weight: float | None = heard.latest("weight", now)
+        weight: float | None = heard.latest("weight", now) if sole is None else sole.weight
         return share if weight is None else share * weight
 
     @property

@@ -156,7 +156,8 @@ class Health:
     def _heed(self, endpoint: Endpoint, heard: Heard, choked: bool, room: int, now: float) -> None:
         """What reports say beside how much there is: slots, heavy work, whether it wants any work at all."""
         version = endpoint.pool.version
-        slots = endpoint.fitting_slots(heard.latest("slots", now))
+        sole = heard.sole(now)
+        slots = endpoint.fitting_slots(heard.latest("slots", now) if sole is None else sole.slots)
         if slots != endpoint.slots:
             resize(version, endpoint, slots)
         if choked is not endpoint.choked or (room <= 0) is not (endpoint.room <= 0):

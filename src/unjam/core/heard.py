@@ -171,6 +171,8 @@ class Heard:
 
     def state(self, now: float) -> str:
         """The worst of what its sources say, each by its last word on it."""
+        if not self._states:
+            return READY
         said = {state for source, state in self._states.items() if now - self.sources[source].at < REPORT_LIFE}
         return DOWN if DOWN in said else DRAINING if DRAINING in said else READY
 
@@ -183,11 +185,16 @@ class Heard:
         if source == self._cpu_source:
             self._forget_cpu()
 
-    def latest(self, name: str, now: float) -> Any:
-        """The freshest figure of this name; None when none is known, or none that still counts."""
+    def sole(self, now: float) -> LoadReport | None:
+        """The report that gives every figure, where there is only one that counts."""
         if len(self.sources) == 1:
             for report, at in self.sources.values():
-                return getattr(report, name) if now - at < REPORT_LIFE else None
+                if now - at < REPORT_LIFE:
+                    return report
+        return None
+
+    def latest(self, name: str, now: float) -> Any:
+        """The freshest figure of this name; None when none is known, or none that still counts."""
         best: Any = None
         best_at = now - REPORT_LIFE
         for report, at in self.sources.values():

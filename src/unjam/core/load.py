@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final
 
 #: Seconds for which a report counts in full; from then on less, until it counts for nothing. Reports every 2 s and
@@ -65,8 +66,7 @@ class LoadReport:
 
     def problem(self) -> str:
         """Why this cannot be true, in words; empty when it can."""
-        for name, most in _BOUNDS:
-            value = getattr(self, name)
+        for value, (name, most) in zip(_figures(self), _BOUNDS, strict=True):
             if value is not None and not 0 <= value <= most:  # which NaN isn't either
                 if not math.isfinite(value):
                     return f"{name} is not a number"
@@ -112,4 +112,5 @@ _BOUNDS: Final[tuple[tuple[str, float], ...]] = tuple(
         "age": sys.float_info.max,
     }.items()
 )
+_figures = attrgetter(*(name for name, _ in _BOUNDS))
 _SHOWN: Final = tuple(field.name for field in fields(LoadReport) if field.name not in ("age", "source"))

@@ -27,6 +27,7 @@ from unjam.core.spec import EndpointSpec
 from unjam.gateway import respond
 from unjam.gateway.loads import ACCEPTED, BAD_LOAD, LATE, hand_over, problem_of
 from unjam.gateway.members import BAD_REPORT, UNAUTHORIZED, Member, Members, Refused
+from unjam.gateway.parked import Parking
 from unjam.gateway.report import FIGURES, SOURCE, Report, decode, load_of
 from unjam.gateway.timers import NEVER
 from unjam.wire.errors import Malformed
@@ -48,8 +49,6 @@ MOST_AT_ONCE: Final = 64
 #: Bytes that are read and thrown away after an answer that ends the connection, and seconds that it lingers.
 DISCARD: Final = 262144
 LINGER: Final = 2.0
-#: Bytes that may wait for the next tick before a connection is read from no further.
-INBOX: Final = 65536
 
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="unjam"\r\n'
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
@@ -65,8 +64,7 @@ class Reports:
         self.members = members
         self.clock = clock
         self.connections: set[ReportConnection] = set()
-        #: Those that have said something since the last tick, where it waits.
-        self.waiting: list[ReportConnection] = []
+        self.parking = Parking()
         self._digest = b""
         # Times of another process mean nothing here.
         self._mark = f"{secrets.token_hex(4)}-"
@@ -95,14 +93,12 @@ class Reports:
 
     def tick(self) -> None:
         """Ten times a second."""
-        if self.waiting:
-            waiting, self.waiting = self.waiting, []
-            for connection in waiting:
-                connection.go_on()
+        self.parking.look()
 
     def abort(self) -> None:
         for connection in list(self.connections):
             connection.transport.abort()
+        self.parking.close()
 
     # -- one report ------------------------------------------------------------------------------------------------
 
@@ -246,7 +242,6 @@ class ReportConnection(asyncio.Protocol):
         "_body",
         "_discarded",
         "_head",
-        "_held",
         "_inbox",
         "_keep_alive",
         "_last",
@@ -272,9 +267,7 @@ class ReportConnection(asyncio.Protocol):
         self._left = 0
         self._inbox = b""
         self._mode = READING
-        #: Reading is paused: `_paused` because it doesn't read its answers, `_held` because it says too much at once.
         self._paused = False
-        self._held = False
         self._keep_alive = True
         self._discarded = 0
         #: When the request under way began; 0: none is.
@@ -304,6 +297,7 @@ class ReportConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._mode = CLOSED
+        self._reports.parking.drop(self)
         self._reports.gateway.descriptors -= 1
         self._reports.connections.discard(self)
         self._reader.forget()
@@ -316,43 +310,30 @@ class ReportConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         # It asks, and doesn't read what it is told: it may not ask for more.
         self._paused = True
-        if not self.transport.is_closing():
+        if not self._reports.parking.drop(self) and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._paused = False
         if self._mode == READING and not self.transport.is_closing():
             self.transport.resume_reading()
-            self._held = False
-            self.go_on()
+            data, self._inbox = self._inbox, b""
+            if data:
+                self._read(data)
 
     def data_received(self, data: bytes) -> None:
         if self._mode != READING:
             self._discarded += len(data)
             if self._discarded > DISCARD:
                 self.transport.abort()
-            return
-        if self._inbox or self._paused or len(self._reports.connections) > MOST_AT_ONCE:
-            if not self._inbox and not self._paused:
-                self._reports.waiting.append(self)
+        elif self._paused:
             self._inbox += data
-            if len(self._inbox) > INBOX and not self._held:
-                self._held = True
-                self.transport.pause_reading()
-            return
-        self._read(data)
-
-    def go_on(self) -> None:
-        """Read what has waited."""
-        if self._paused:
-            return
-        data, self._inbox = self._inbox, b""
-        if self._held:
-            self._held = False
-            if not self.transport.is_closing():
-                self.transport.resume_reading()
-        if data and self._mode == READING:
+        else:
             self._read(data)
+
+    def parked_data(self, data: bytes) -> None:
+        """See `parked.Parked`."""
+        self.data_received(data)
 
     def _read(self, data: bytes) -> None:
         gateway = self._reports.gateway
@@ -373,6 +354,8 @@ class ReportConnection(asyncio.Protocol):
             self.transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
         if self._mode == CLOSING:
             self._close()
+        elif len(self._reports.connections) > MOST_AT_ONCE and not self._paused:
+            self._reports.parking.park(self)
 
     def _feed(self, data: bytes, answers: list[bytes]) -> bytes:
         """Take in what belongs to one request; the bytes behind it. Raises `Malformed`."""
@@ -481,6 +464,7 @@ class ReportConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Half-close, and read on for a moment: an immediate close would reset the connection and destroy the answer
         on its way (RFC 9112 section 9.6)."""
+        self._reports.parking.unpark(self)
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():
