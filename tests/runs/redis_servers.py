@@ -49,7 +49,7 @@ class Server:
         self.sentinel = sentinel
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
-        self.admin: dict[str, Any] = {"port": self.port}
+        self.admin: dict[str, Any] = {"host": "127.0.0.1", "port": self.port}
 
     def start(self, wait: bool = True) -> Server:
         config = self.place / "redis.conf"
@@ -62,7 +62,11 @@ class Server:
         with (self.place / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         if wait:
-            until(lambda: self.ask("PING"))
+            try:
+                until(lambda: self.ask("PING"))
+            except BaseException:
+                self.kill()
+                raise
         return self
 
     @contextlib.contextmanager

@@ -124,7 +124,7 @@ async def test_56_a_failover_that_lost_a_tail_shows_a_gap_and_gives_no_seq_twice
 
 
 @in_loop
-async def test_with_a_replica_that_confirms_nothing_is_lost(watched: Watched) -> None:
+async def test_what_too_few_replicas_have_is_not_acknowledged(watched: Watched) -> None:
     store = RedisStore(watched.url + "&replicas=1")
     await store.open()
     try:

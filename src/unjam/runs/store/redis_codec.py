@@ -31,7 +31,7 @@ def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
 
 
 def run_of(values: Sequence[Any]) -> Run:
-    """Of the record as scripts give it, in the order of `FIELDS` in common.lua."""
+    """Of the record as scripts give it, in the order of `RECORD` in common.lua."""
     (
         id_, service, tenant, status, lane, pull, version, retry, most, attempt, fence, seq, created, started, ended,
         deadline, worker, cancel, check, error, metadata,

@@ -66,8 +66,9 @@ _NAMES: Final = [
 _FREEING: Final = frozenset({"finish", "release", "cancel", "sweep", "housekeep"})
 _READING: Final = frozenset({"claimed", "heads", "inputs", "get", "result", "read", "list", "dead", "depth"})
 
-#: A place for a line: the server, and whether it is the one for large calls.
-_Key = tuple[Address, bool]
+#: A place for a line: the server, and what it is used for: 0 and 1, small calls; `_BULK`: large ones.
+_Key = tuple[Address, int]
+_BULK: Final = 2
 
 
 class Library:
@@ -160,20 +161,22 @@ class Link:
         return await self._call(part, args, args, False, False)
 
     async def _call(self, part: int, args: Sequence[Any], again: Sequence[Any], durable: bool, bulk: bool) -> Any:
+        # Small calls go by two lines, so that replies of one are read while Redis works for the other.
+        use = _BULK if bulk else part & 1
         if not self.clustered:
             part = 0
         # The common case, without the ceremony of the other.
         address = self._map[part]
-        line = None if address is None else self._lines.get((address, bulk))
+        line = None if address is None else self._lines.get((address, use))
         waits, loop, ask = 0.02, asyncio.get_running_loop(), None
         until = 0.0
         while True:
             try:
                 if ask is not None:
-                    line, ask = await self._dial(ask, bulk), None
+                    line, ask = await self._dial(ask, use), None
                     line.send(("ASKING",)).add_done_callback(_ignore)
                 elif line is None or line.lost is not None:
-                    line = await self.line(part, bulk)
+                    line = await self.line(part, use)
                 return await line.send(args, durable)
             except AskError as error:
                 if not isinstance(error, MovedError):
@@ -223,7 +226,7 @@ class Link:
     def servers(self) -> set[Address]:
         return {address for address in self._map if address is not None}
 
-    async def line(self, part: int, bulk: bool = False) -> Line:
+    async def line(self, part: int, use: int = 0) -> Line:
         """The line to the server of a partition. Raises StoreAway, StoreError, redis-py's errors and OSError."""
         address = self._map[part]
         if address is None:
@@ -231,25 +234,25 @@ class Link:
             address = self._map[part]
             if address is None:
                 raise Lost(f"no server of the Redis Cluster at {self.place.shown()} has all of our keys", False)
-        return await self._dial(address, bulk)
+        return await self._dial(address, use)
 
-    async def _dial(self, address: Address, bulk: bool) -> Line:
-        line = self._lines.get((address, bulk))
+    async def _dial(self, address: Address, use: int) -> Line:
+        line = self._lines.get((address, use))
         if line is not None and line.lost is None:
             return line
         name = named(address)
         if (away := self._away.get(name)) is not None:
             now = asyncio.get_running_loop().time()
             if now - away[0] > self.place.patience and now - away[1] < 0.5:
-                raise away[2]
-        task = self._dialing.get((address, bulk))
+                raise type(away[2])(str(away[2]))
+        task = self._dialing.get((address, use))
         if task is None or task.done():
-            task = asyncio.create_task(self._connect(address, bulk))
+            task = asyncio.create_task(self._connect(address, use))
             task.add_done_callback(_ignore)
-            self._dialing[(address, bulk)] = task
+            self._dialing[(address, use)] = task
         return await asyncio.shield(task)
 
-    async def _connect(self, address: Address, bulk: bool) -> Line:
+    async def _connect(self, address: Address, use: int) -> Line:
         loop, name = asyncio.get_running_loop(), named(address)
         try:
             line = await Line.connected(self.place.connection(address), name, self.place.replicas)
@@ -264,8 +267,8 @@ class Link:
             self._away[name] = (since, loop.time(), why)
             raise
         self._away.pop(name, None)
-        old = self._lines.get((address, bulk))
-        self._lines[(address, bulk)] = line
+        old = self._lines.get((address, use))
+        self._lines[(address, use)] = line
         if old is not None:
             await old.close()
         return line

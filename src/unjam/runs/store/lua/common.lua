@@ -18,12 +18,10 @@ local function begin(ARGV)
   AGAIN = ARGV[2] == '1'
 end
 
--- The record is the first so many; the others are the store's own.
-local RECORD = 20
-local FIELDS = {
+-- What a caller gets of a run, in this order. The hash has more, which is the store's own.
+local RECORD = {
   'service', 'tenant', 'status', 'lane', 'pull', 'version', 'retry', 'max', 'attempt', 'fence', 'seq', 'created',
   'started', 'ended', 'deadline', 'worker', 'cancel', 'check', 'error', 'metadata',
-  'order', 'why', 'released', 'settled', 'batch', 'shown', 'length', 'mark', 'op', 'gen', 'key',
 }
 local NUMBERS = {'max', 'attempt', 'fence', 'seq', 'order', 'batch', 'length', 'mark'}
 
@@ -35,20 +33,22 @@ local function aged(id) return string.sub(id, 7) .. string.sub(id, 5, 6) end
 local function unaged(member) return 'run_' .. string.sub(member, -2) .. string.sub(member, 1, -3) end
 local function queue(pull, lane, service) return 'queue:' .. pull .. ':' .. lane .. ':' .. service end
 
--- The run, false for what it hasn't got; nil: there is none.
+-- The run, nil for what it hasn't got; or nil: there is none. All at once: a small hash is searched from its start for
+-- each field that is asked for.
 local function fetch(id)
-  local r = {id = id, home = home(id), index = index(id)}
-  r.run = r.home .. 'run:' .. id
-  local values = call('HMGET', r.run, unpack(FIELDS))
+  local r = {}
+  local h = home(id)
+  local values = call('HGETALL', h .. 'run:' .. id)
   if not values[1] then return nil end
-  for i = 1, #FIELDS do r[FIELDS[i]] = values[i] end
+  for i = 1, #values, 2 do r[values[i]] = values[i + 1] end
+  r.id, r.home, r.index, r.run = id, h, index(id), h .. 'run:' .. id
   for i = 1, #NUMBERS do r[NUMBERS[i]] = tonumber(r[NUMBERS[i]] or 0) end
   return r
 end
 
 local function view(r)
   local values = {r.id}
-  for i = 1, RECORD do values[i + 1] = r[FIELDS[i]] end
+  for i = 1, #RECORD do values[i + 1] = r[RECORD[i]] or false end
   return values
 end
 
