@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from unjam.admin import app as admin_app
+from unjam.admin import body
 from unjam.admin import server as admin_server
 from unjam.admin.app import create_app
 from unjam.admin.auth import AdminExposed, Guard, hosts_for
@@ -227,7 +227,7 @@ async def test_idle_strangers_do_not_keep_an_operator_out(monkeypatch: pytest.Mo
 
 @in_loop
 async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin_app, "BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr(body, "BODY_TIMEOUT", 0.05)
     async with served() as admin:
         reader, writer = await asyncio.open_connection("127.0.0.1", admin.server.port)
         writer.write(

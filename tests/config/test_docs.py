@@ -77,10 +77,11 @@ def test_every_command_is_documented() -> None:
         assert f"`unjam {name}`" in page
         if name == "demo":
             continue  # docs/demo.md
-        for parameter in sub.params:
-            for option in parameter.opts:
-                if option.startswith("--") and option not in ("--help",):
-                    assert option in page, f"{name} {option} is not in docs/cli.md"
+        for each in getattr(sub, "commands", {name: sub}).values():
+            for parameter in each.params:
+                for option in parameter.opts:
+                    if option.startswith("--") and option not in ("--help",):
+                        assert option in page, f"{name} {option} is not in docs/cli.md"
 
 
 def test_the_top_level_is_the_contract() -> None:

@@ -48,6 +48,9 @@ GOOD = {
     "status": "503 429",
     "off, stdout, stderr or a file": "off stdout",
     "auto, json or console": "auto json",
+    "push or pull": "push pull",
+    "fail or restart": "fail restart",
+    "client or worker": "client worker",
 }
 ODD = [
     "",

@@ -90,6 +90,8 @@ def test_commands_exist(block: Block) -> None:
         for call in re.findall(r"(?:^|[|;&] ?|\$\()unjam ([^|;&)]*)", line):
             words = shlex.split(call, comments=True)
             command = known[words[0]]
+            if hasattr(command, "commands"):
+                command = command.commands[words[1]]
             options = {option for parameter in command.params for option in parameter.opts}
             for word in words[1:]:
                 if word == "--":
