@@ -277,7 +277,8 @@ class Endpoint:
             need = self.pool.version.heavy_need.of(limit)
             # Where it isn't told apart, those that run are taken to have grown to their full size.
             ours = self.heavy * need if used is None or heard.base is None else max(0.0, used - heard.base)
-            self.room = sizing.heavy_room(free, limit, ours, need)
+            room = sizing.heavy_room(free, limit, ours, need)
+            self.room = room if room < self.slots else AMPLE
         cache: float | None = heard.latest("cache", now) if sole is None else sole.cache
         if cache is not None and cache >= CACHE_FULL:
             self.room = min(self.room, self.heavy)

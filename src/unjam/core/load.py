@@ -30,17 +30,19 @@ DRAINING: Final = "draining"
 DOWN: Final = "down"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadReport:
-    """None: not known. Sizes in bytes, shares 0 .. 1.
+    """None: not known. Sizes in bytes, shares 0 .. 1. Never changed once it is made; frozen it would be four times as
+    dear to make.
 
     `cores`, `memory`: what it may use (its container's limits, where it is in one). `cpu`: share of the cores in use by
     anybody; `agent_cpu`: by the agent's own processes, a part of it. `memory_free`: bytes that could still be used;
     `agent_memory`: bytes the agent's processes use. `in_flight`: requests the agent works on, ours among them;
     `waiting`: those of them it has not begun. `cache`: share of an inference engine's key-value cache in use.
     `pressure`, `memory_pressure`: share of the time in which some task was held up for want of CPU or memory (PSI).
-    `run_queue`, `open_files`: only shown. `weight`: share of its capacity the server itself wants to be used for (0 ..
-    2.56, as HAProxy's agent-check has it); `slots`: most concurrent requests it wants.
+    `run_queue`: tasks on the whole machine that run or could; `open_files`: only shown. `weight`: share of its capacity
+    the server itself wants to be used for (0 .. 2.56, as HAProxy's agent-check has it); `slots`: most concurrent
+    requests it wants.
     `state`: `ready`, `draining` or `down`, None where the source says nothing of it. `age`: seconds since this was
     measured, at the time it is handed over. `source`: who says so.
     """
