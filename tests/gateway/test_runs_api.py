@@ -160,31 +160,28 @@ async def test_a_reader_goes_on_at_another_gateway() -> None:
 
 
 @in_loop
-async def test_a_gateway_is_restarted_on_its_file() -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        state = f"state: sqlite:{Path(folder) / 'runs.db'}\n"
-        source = Source()
-        async with runs_gateway(state) as running:
-            client = await Api.connect(running)
-            run = await client.create(given=[1, 2, 3], headers="Idempotency-Key: k1\r\n")
-            claim = await client.claim()
-            await client.emit(claim, 1, "before")
-            following = asyncio.create_task(source.follow(running.port, run["links"]["events"]))
-            await source.until(lambda: len(source.events) == 3)
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        async with runs_gateway(state) as running:
-            client = await Api.connect(running)
-            again = await client.create(given=[1, 2, 3], headers="Idempotency-Key: k1\r\n")
-            assert again["id"] == run["id"]
-            following = asyncio.create_task(source.follow(running.port, run["links"]["events"]))
-            await client.emit(claim, 2, "after")  # its fence still holds: the worker didn't notice
-            await client.finish(claim, "done")
-            await following
-            assert source.ids == list(range(5))
-            assert (await client.call("GET", f"/v1/runs/{run['id']}"))[1]["result"] == "done"
+async def test_a_gateway_is_restarted_on_its_file(tmp_path: Path) -> None:
+    state = f"state: sqlite:{tmp_path / 'runs.db'}\n"
+    source = Source()
+    async with runs_gateway(state) as running:
+        client = await Api.connect(running)
+        run = await client.create(given=[1, 2, 3], headers="Idempotency-Key: k1\r\n")
+        claim = await client.claim()
+        await client.emit(claim, 1, "before")
+        following = asyncio.create_task(source.follow(running.port, run["links"]["events"]))
+        await source.until(lambda: len(source.events) == 3)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    async with runs_gateway(state) as running:
+        client = await Api.connect(running)
+        again = await client.create(given=[1, 2, 3], headers="Idempotency-Key: k1\r\n")
+        assert again["id"] == run["id"]
+        following = asyncio.create_task(source.follow(running.port, run["links"]["events"]))
+        await client.emit(claim, 2, "after")  # its fence still holds: the worker didn't notice
+        await client.finish(claim, "done")
+        await following
+        assert source.ids == list(range(5))
+        assert (await client.call("GET", f"/v1/runs/{run['id']}"))[1]["result"] == "done"
 
 
 @in_loop

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from unjam.config import Config
 from unjam.config.quantities import format_count, format_duration, format_share, format_size
+from unjam.config.runs import ServiceRuns
 from unjam.config.schema import Listen, Reporters
 from unjam.core import lanes
 from unjam.core.spec import (
@@ -47,6 +48,16 @@ def explain(config: Config) -> Iterator[str]:
             yield _line(region.name, f"{tokens}, {requests}; {format_duration(region.burst)} of it at once")
 
 
+def _runs(runs: ServiceRuns) -> str:
+    """How the durable runs of a service are executed."""
+    who = "pushed to its endpoints" if runs.execute == "push" else "claimed by workers"
+    lost = "tried again" if runs.retry == "restart" else "failed"
+    return (
+        f"{who}, at most {runs.max_attempts} times, within {format_duration(runs.timeout)}; "
+        f"{lost} when a worker is lost that has shown output and saved no checkpoint"
+    )
+
+
 def _gateway(config: Config) -> Iterator[str]:
     limits = config.limits
     yield _line("listens on", ", ".join(_listen(listen) for listen in config.listen), 0)
@@ -72,6 +83,14 @@ def _gateway(config: Config) -> Iterator[str]:
     yield _line(
         "access log", f"{config.access_log.to}, {config.access_log.format}" if config.access_log.enabled else "off", 0
     )
+    if config.runs is not None:
+        kept = {"memory": "in memory", "sqlite": f"in {config.state.path}", "redis": "in Redis"}[config.state.kind]
+        yield _line(
+            "runs",
+            f"kept {kept}, {format_duration(config.runs.keep)} after their end; "
+            f"at most {format_count(config.runs.max_queued)} of a service wait",
+            0,
+        )
     yield _line("on SIGTERM", f"what runs has {format_duration(config.drain_timeout)} to finish", 0)
 
 
@@ -94,6 +113,9 @@ def _service(config: Config, topology: Topology, spec: ServiceSpec) -> Iterator[
             "", "each request by weight" if spec.sticky is None else f"a caller stays on its version, by {sticky}"
         )
     yield _line("policy", spec.policy)
+    runs = config.services[spec.name].runs
+    if config.runs is not None:
+        yield _line("runs", _runs(runs) if runs.enabled else "none")
     if spec.session is not None:
         source = f"header {spec.session.header}" if spec.session.header else f"cookie {spec.session.cookie}"
         yield _line(

@@ -370,10 +370,11 @@ class LocalExchange:
         if not self.beats:
             return self._due
         heartbeat = self.client.gateway.settings.heartbeat
-        if now - self.last >= heartbeat and not self.client.write_paused:
+        if now - self.last >= heartbeat:
             self.last = now
-            self.client.beat(self._chunked)
-        return min(self._due, max(self.last + heartbeat, now + 0.1))
+            if not self.client.write_paused:
+                self.client.beat(self._chunked)
+        return min(self._due, self.last + heartbeat)
 
     def drain(self) -> None:
         """The gateway is stopping."""

@@ -150,7 +150,7 @@ class RunsApi:
         wait = shapes.seconds(query, "wait", self._durable.limits.wait)
         with_result = query.get("result", "1") != "0"
         run = await self.own(exchange)
-        if run.status in TERMINAL or not wait or self._durable.gateway.draining:
+        if run.status in TERMINAL or not wait:
             return await run_answer(self._durable, run, with_result)
         if not exchange.gone:
             Outcome(self._durable, exchange, run.id, run.seq - 1).hold_for(wait, with_result)
@@ -166,7 +166,7 @@ class RunsApi:
         limit = shapes.whole(query.get("limit", str(LIMIT)), "limit", 1, LIMIT)
         run = await self.own(exchange)
         accept = exchange.head.get(b"accept") or b""
-        stream = b"text/event-stream" in accept.lower()
+        stream = b"text/event-stream" in accept.lower() and exchange.head.method == "GET"
         batch = await self._store.read(run.id, after, limit, SIZE)
         if exchange.gone:
             return None
@@ -178,7 +178,7 @@ class RunsApi:
         lost = batch.next < after + 1 or bool(batch.events and batch.events[0].seq > after + 1)
         if batch.events or batch.ended or lost:
             return batch_answer(batch.events, batch.next, batch.ended, lost)
-        if not wait or self._durable.gateway.draining:
+        if not wait:
             return NOTHING
         Poll(self._durable, exchange, run.id, after).hold_for(wait, limit)
         return None

@@ -61,6 +61,9 @@ class _Held(Follower):
     def begin(self) -> None:
         """Follow from now on; the exchange is held."""
         exchange, durable = self._exchange, self._durable
+        if durable.gateway.draining:
+            self.rotate()
+            return
         exchange.on_ended = self._over
         exchange.on_drain = self.rotate
         durable.held.add(exchange)
@@ -89,10 +92,9 @@ class EventStream(_Held):
         """Begin the stream with what has been read already. Raises `Gone`."""
         exchange = self._exchange
         exchange.start()
-        delivery = Delivery(batch.events, self.cursor, batch.next, batch.ended)
-        if batch.next < self.cursor or (batch.events and batch.events[0].seq > self.cursor):
-            delivery.first = batch.events[0].seq if batch.events else batch.next
-            self.on_gap(delivery.first)
+        first = batch.events[0].seq if batch.events else batch.next
+        if first != self.cursor:
+            self.on_gap(first)
         self.cursor = batch.next
         exchange.write(frames(batch.events))
         if batch.ended:

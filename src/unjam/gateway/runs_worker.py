@@ -92,7 +92,7 @@ class WorkerApi:
                     asked.services, asked.worker, pull=True, lanes=asked.lanes, lease=durable.limits.lease
                 )
                 if claim is not None:
-                    durable.ready.told(claim.run.service)  # there may be more, for another
+                    durable.ready.pass_on(claim.run.service)
                     return await self._hand_over(exchange, claim)
                 if waiter is None or until <= monotonic():
                     break

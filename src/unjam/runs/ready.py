@@ -74,11 +74,15 @@ class Ready:
 
     def told(self, service: str) -> None:
         """A run of the service may be claimable."""
+        self.pass_on(service)
+        for listener in self._listeners:
+            listener(service)
+
+    def pass_on(self, service: str) -> None:
+        """Who was woken has got a run: there may be more."""
         for waiter in self._waiting.get(service, ()):
             if waiter.wake():
                 break
-        for listener in self._listeners:
-            listener(service)
 
     def wake_all(self) -> None:
         """The gateway is stopping: nobody waits any longer."""
@@ -92,7 +96,7 @@ class Ready:
         if now >= self._next:
             self._next = now + RECONCILE
             for service in list(self._waiting):
-                self.told(service)
+                self.pass_on(service)
 
     def __len__(self) -> int:
         return len({waiter for waiting in self._waiting.values() for waiter in waiting})
