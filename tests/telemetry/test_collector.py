@@ -22,6 +22,7 @@ from unjam.core.model import Outcome, Reason, Request
 from unjam.core.spec import EndpointSpec, RegionSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry.collector import PIECE, Collector, render, render_slowly
 from unjam.telemetry.metrics import SECONDS, GatewayStats
+from unjam.telemetry.runs import RunsStats
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -292,9 +293,35 @@ def test_the_balancers_own_snapshot_fills_every_gauge() -> None:
     assert value(found, "unjam_endpoint_inflight", **where) == 1
 
 
+def durable() -> RunsStats:
+    stats = RunsStats()
+    stats.created = {"auditor": 7}
+    stats.ended = {("auditor", "completed"): 4, ("auditor", "failed"): 1}
+    stats.swept = {("auditor", "queued"): 2}
+    stats.errors = {"queue_full": 3}
+    stats.depth = {"auditor": (5, 6)}
+    stats.followers, stats.followed, stats.waiting = 9, 8, 2
+    return stats
+
+
+def test_durable_runs_are_told_where_there_are_any() -> None:
+    found = families(Collector(GatewayStats(), {}, durable()))
+    assert value(found, "unjam_runs_created_total", service="auditor") == 7
+    assert value(found, "unjam_runs_ended_total", service="auditor", status="failed") == 1
+    assert value(found, "unjam_runs_swept_total", service="auditor", status="queued") == 2
+    assert value(found, "unjam_runs_store_errors_total", code="queue_full") == 3
+    assert value(found, "unjam_runs_queued", service="auditor") == 5
+    assert value(found, "unjam_runs_running", service="auditor") == 6
+    assert value(found, "unjam_runs_followers") == 9
+    assert value(found, "unjam_runs_followed") == 8
+    assert value(found, "unjam_runs_claims_waiting") == 2
+    assert value(found, "unjam_runs_store_up") == 1
+    assert not any(name.startswith("unjam_runs") for name in families(Collector(GatewayStats(), {})))
+
+
 def test_every_metric_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
-    for family in families(Collector(stats(), snapshot())).values():
+    for family in families(Collector(stats(), snapshot(), durable())).values():
         name = family.name + "_total" if family.type == "counter" else family.name
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         shown = name + ("{" + ",".join(labels) + "}" if labels else "")
@@ -309,4 +336,4 @@ def test_every_metric_is_documented() -> None:
 def test_no_documented_metric_is_gone() -> None:
     page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
     documented = {re.sub(r"_total$", "", name) for name in re.findall(r"^\| `(unjam_\w+)", page, re.MULTILINE)}
-    assert documented == set(families(Collector(stats(), snapshot())))
+    assert documented == set(families(Collector(stats(), snapshot(), durable())))
