@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.made import OK, balancer, endpoints, fleet, lease, request, service
-from unjam.core.heard import FROZEN_AFTER, others
+from unjam.core.heard import FROZEN_AFTER, others, share_left
 from unjam.core.load import LoadReport
 
 GIB = 1 << 30
@@ -204,3 +204,38 @@ def test_a_small_change_is_not_worth_a_new_order() -> None:
     assert one.avail == 5.0
     made.report(one, LoadReport(cpu=0.56), 2.0)
     assert one.avail == pytest.approx(4.4)
+
+
+@pytest.mark.parametrize(
+    ("other", "own", "cores", "run_queue", "ours", "share"),
+    [
+        (0.5, 0.0, 8, None, 0, 0.5),  # nobody says who waits: what is used is gone
+        (0.5, 0.0, 8, 4.0, 0, 8 / 12),  # four tasks of others would make room for eight of ours
+        (1.0, 0.0, 1, 8.0, 0, 1 / 9),  # a hog of eight, nothing of ours: the queue tells
+        (0.89, 0.11, 1, 9.0, 1, 1 / (1 + 0.89 / 0.11)),  # the same beside one of ours: how time was divided tells
+        (0.05, 0.95, 1, 9.0, 1, 1.0),  # the queue is another processor's: here hardly anything but ours ran
+        (0.15, 0.0, 1, 1.0, 0, 1.0),  # the machine's own services
+        (0.0, 1.0, 4, 16.0, 16, 1.0),  # crowded with our own work
+    ],
+)
+def test_the_share_that_others_leave(
+    other: float, own: float, cores: float, run_queue: float | None, ours: float, share: float
+) -> None:
+    assert share_left(other, own, cores, run_queue, ours) == pytest.approx(share)
+
+
+def test_a_hog_is_seen_within_two_reports_and_missed_in_one() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=1)))
+    one, _ = fleet(made)
+    calm = LoadReport(cpu=0.05, agent_cpu=0.05, run_queue=0.0)
+    hog = LoadReport(cpu=1.0, agent_cpu=0.0, run_queue=8.0)
+    made.report(one, calm, 0.0)
+    assert one.avail == 1.0
+    made.report(one, hog, 2.0)
+    made.report(one, replace(hog, run_queue=9.0), 2.5)
+    assert one.avail < 0.4
+    made.report(one, replace(hog, run_queue=8.0, memory_free=1), 4.5)
+    assert one.barred
+    made.report(one, calm, 6.5)
+    assert one.avail == 1.0
+    assert not one.barred

@@ -24,6 +24,8 @@ FROZEN_FOR: Final = 10.0
 STEP: Final = 0.04
 #: From this use of the processor on, tasks wait for it.
 SATURATED: Final = 0.9
+#: Cores that every machine's own services use now and then: avoiding it for them would be fidgeting.
+BACKGROUND: Final = 0.2
 #: From this use by us on, how time is divided between us and others means something.
 ACTIVE: Final = 0.05
 #: How many times as long a report of a single figure may stand still as one of several.
@@ -257,9 +259,11 @@ def share_left(other: float, own: float, cores: float, run_queue: float | None, 
     them and us, or, where we had nothing to run, in the length of the queue. Where that is not known the others are
     taken to give nothing back.
     """
+    foreign = other * cores
+    if foreign <= BACKGROUND:
+        return 1.0
     if run_queue is None:
         return 1.0 - other
-    foreign = other * cores
     if other + own >= SATURATED:
         if own >= ACTIVE:
             foreign = max(foreign, min(run_queue, max(ours, own * cores) * other / own))
