@@ -82,7 +82,6 @@ class Connection:
             async with asyncio.timeout(timeout):
                 await self._open()
                 reader = self._write(head + b"\r\n")
-                await self._drain()
                 return Stream(self, reader, *await _begin(reader))
         except BaseException:
             self.close()
@@ -111,13 +110,9 @@ class Connection:
         self._writer.write(data)
         return self._reader
 
-    async def _drain(self) -> None:
-        assert self._writer is not None
-        await self._writer.drain()
-
     async def _exchange(self, data: bytes) -> Answer:
+        # Not waiting until all is written: an answer that comes before refuses the rest.
         reader = self._write(data)
-        await self._drain()
         answer, keep = await _read(reader, self._most)
         if not keep:
             self.close()

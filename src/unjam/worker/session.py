@@ -24,7 +24,7 @@ import msgspec
 
 from unjam.http.gateways import Backoff, pause
 from unjam.runs.model import NewEvent
-from unjam.runs.store.base import Fenced, StoreAway, StoreError, UnknownRun
+from unjam.runs.store.base import LARGEST, Fenced, StoreAway, StoreError, UnknownRun
 from unjam.worker.link import Job, Link
 from unjam.worker.outbox import Outbox
 
@@ -112,8 +112,11 @@ Call = Callable[["Session"], Awaitable[Outcome]]
 
 
 def encode(value: object) -> bytes:
-    """Raises TypeError for what is no JSON."""
-    return msgspec.json.encode(value)
+    """Raises TypeError for what is no JSON, ValueError for what no store takes."""
+    data = msgspec.json.encode(value)
+    if len(data) > LARGEST:
+        raise ValueError(f"{len(data)} bytes of JSON; at most {LARGEST} can be kept")
+    return data
 
 
 def returned(value: object) -> Outcome:
@@ -121,7 +124,11 @@ def returned(value: object) -> Outcome:
     if value is None:
         return Returned(None)
     try:
-        return Returned(encode(value))
+        data = msgspec.json.encode(value)
+        if len(data) > LARGEST:
+            words = f"the result has {len(data)} bytes; at most {LARGEST} can be kept"
+            return Raised(RunError("result_too_large", words), words)
+        return Returned(data)
     except (TypeError, ValueError, RecursionError) as error:
         return Raised(RunError("bad_result", "what the worker returned is not JSON"), f"{error}")
 
@@ -142,7 +149,6 @@ class Session:
         self.reason: Reason | None = None
         self.stopped = asyncio.Event()
         self.draining = asyncio.Event()
-        self.inputs_sent = 0
         self._link = link
         self._gave_up = gave_up or asyncio.Event()
         self._over = asyncio.Event()
@@ -334,7 +340,6 @@ class Session:
     async def _beat(self, checkpoint: bytes | None) -> None:
         job = self.job
         beat = await self._insist(lambda: self._link.heartbeat(job.run, job.fence, checkpoint))
-        self.inputs_sent = max(self.inputs_sent, beat.inputs)
         if beat.cancel:
             self.stop(Reason.CANCELLED)
 
