@@ -379,7 +379,7 @@ async def test_a_run_past_its_deadline_is_taken_from_the_agent() -> None:
     store = Faulty()
     (agent,) = await started(until_gone)
     async with pushing(agent, config=one(agent), store=store) as pushed:
-        run = await pushed.submit({}, deadline=store._clock() + 0.2)
+        run = await pushed.submit({}, deadline=store._clock() + 1.5)
         call = await agent.calls.get()
         await until(lambda: store._clock() > (run.deadline or 0.0))
         assert [settled.run.id for settled in await store.sweep()] == [run.id]

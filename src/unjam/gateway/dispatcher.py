@@ -9,7 +9,7 @@ a slot was had and when a push has ended, and every `REGULAR` seconds because hi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -90,7 +90,6 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._away_until = 0.0
-        self._away = False
         self._regular_at = NEVER
         self.due = NEVER
         self.options = options or PushOptions()
@@ -100,8 +99,7 @@ class Dispatcher:
     # -- for the gateway --------------------------------------------------------------------------------------------
 
     def configure(self, services: Mapping[str, str | None], options: PushOptions | None = None) -> None:
-        """Which services' runs are pushed, and the path below each to which inputs are POSTed (None: the service's
-        own)."""
+        """Which services' runs are pushed, and the path to which inputs are POSTed (None: the one it matches)."""
         if options is not None:
             self.options = options
         for name in [name for name in self._queues if name not in services]:
@@ -237,7 +235,6 @@ class Dispatcher:
                 for queue, hints in zip(queues, seen, strict=True):
                     queue.empty_at.update(dict.fromkeys(lanes, hints))
         except StoreAway as error:
-            self.store_away(error)
             self._away_until = monotonic() + min(error.retry_after, AGAIN_MOST)
             self._look(self._away_until + TICK)
         except StoreError as error:
@@ -249,7 +246,6 @@ class Dispatcher:
 
     def _begin(self, claim: Claim) -> None:
         """A run is ours: send it on its way."""
-        self.store_back()
         run = claim.run
         queue = self._queues.get(run.service)
         service = self.gateway.balancer.services.get(run.service)
@@ -327,16 +323,6 @@ class Dispatcher:
         self._wake()
         self._told_idle()
 
-    def store_away(self, error: StoreAway) -> None:
-        if not self._away:
-            self._away = True
-            self.gateway.log.warning("run_store_away", why=str(error))
-
-    def store_back(self) -> None:
-        if self._away:
-            self._away = False
-            self.gateway.log.info("run_store_back", running=len(self._active))
-
     def _told_idle(self) -> None:
         if not self._active and not self._claiming:
             self._idle.set()
@@ -396,8 +382,6 @@ def _takes(service: Service) -> bool:
     return False
 
 
-def _path(service: Service, below: str | None) -> str:
-    """Where an ordinary run's input goes: the service's own path, and `below` it."""
-    prefixes: Iterable[str] = (match.path for match in service.spec.match if match.path)
-    prefix = next(iter(prefixes), "").rstrip("/")
-    return prefix + (below or "") or "/"
+def _path(service: Service, path: str | None) -> str:
+    """Where an ordinary run's input goes: where the service says, or its own path."""
+    return path or next((match.path for match in service.spec.match if match.path), "/")

@@ -28,6 +28,9 @@ NOT_REPLAYED: Final[frozenset[str]] = frozenset(
     )
 )
 
+#: Methods whose requests have no body unless they say so.
+BODILESS: Final = ("GET", "HEAD", "DELETE", "OPTIONS")
+
 
 class _Kept(msgspec.Struct, omit_defaults=True):
     method: str
@@ -57,6 +60,43 @@ class Envelope:
     def lines(self) -> bytes:
         """The header lines that may go to an endpoint. What is no header (the store is not ours alone) is left out."""
         return b"".join(_lines(self.headers))
+
+    def request(self, path: str, host_line: bytes, run: bytes, attempt: int) -> bytes:
+        """The whole request. `path`: as the endpoint is to see it; `run`: its id."""
+        body = self.body
+        length = b"Content-Length: %d\r\n" % len(body) if body or self.method not in BODILESS else b""
+        return (
+            b"%b %b HTTP/1.1\r\n%b%bIdempotency-Key: %b\r\nx-unjam-run-id: %b\r\nx-unjam-attempt: %d\r\n"
+            b"x-request-id: %b\r\n%b\r\n%b"
+            % (
+                self.method.encode("ascii"),
+                path.encode("ascii"),
+                host_line,
+                self.lines(),
+                run,
+                run,
+                attempt,
+                run,
+                length,
+                body,
+            )
+        )
+
+
+class EnvelopeHead:
+    """What of a request's head is asked for here and there."""
+
+    __slots__ = ("envelope", "known", "method", "path")
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.method = envelope.method
+        self.path = envelope.path.partition("?")[0]
+        self.known: dict[bytes, bytes] = {}
+
+    def get(self, name: bytes) -> bytes | None:
+        value = self.envelope.get(name.decode("ascii"))
+        return None if value is None else value.encode("latin-1", "replace")
 
 
 def _lines(headers: Iterable[tuple[str, str]]) -> Iterable[bytes]:

@@ -44,12 +44,6 @@ class Owner(Protocol):
     def on_settled(self, settled: Settled | None) -> None:
         """It has ended or is back in its queue, by our doing. None: what became of it was not told."""
 
-    def on_away(self, error: StoreAway) -> None:
-        """A call has failed and will be made again."""
-
-    def on_back(self) -> None:
-        """The call that had failed was answered."""
-
 
 class Journal:
     """`owner` is told on the loop's thread. `spawn`: runs a coroutine, and tells of its faults."""
@@ -165,13 +159,10 @@ class Journal:
     async def _persist(self, call: Callable[[], Awaitable[None]]) -> None:
         """Make a call until it is answered."""
         wait = AGAIN
-        away = False
         while not self.closed:
             try:
                 await call()
-            except StoreAway as error:
-                away = True
-                self._owner.on_away(error)
+            except StoreAway:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, AGAIN_MOST)
                 continue
@@ -183,8 +174,6 @@ class Journal:
             except BaseException:
                 self._lose()  # a fault, or the gateway is stopping: the lease will run out
                 raise
-            if away:
-                self._owner.on_back()
             return
 
     def _lose(self) -> None:

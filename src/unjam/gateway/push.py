@@ -17,7 +17,7 @@ import msgspec
 
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.gateway import answers, features, loads
-from unjam.gateway.envelope import Envelope
+from unjam.gateway.envelope import Envelope, EnvelopeHead
 from unjam.gateway.exchange import STALE, USAGE_TAIL
 from unjam.gateway.journal import Journal
 from unjam.gateway.routing import prefix_of
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from unjam.core.spec import Timeouts
     from unjam.gateway.gateway import Gateway
     from unjam.runs.model import Run, Settled
-    from unjam.runs.store.base import StoreAway
     from unjam.wire.http1 import ResponseHead
 
 #: A wait in the balancer's queue that was at least this long, seconds, may be begun again at once.
@@ -65,26 +64,6 @@ class Keeper(Protocol):
     def ended(self, push: Push, settled: Settled | None) -> None:
         """All is written, or the run is another's."""
 
-    def store_away(self, error: StoreAway) -> None: ...
-
-    def store_back(self) -> None: ...
-
-
-class _Head:
-    """What of a request's head is asked for here and there."""
-
-    __slots__ = ("envelope", "known", "method", "path")
-
-    def __init__(self, envelope: Envelope) -> None:
-        self.envelope = envelope
-        self.method = envelope.method
-        self.path = envelope.path.partition("?")[0]
-        self.known: dict[bytes, bytes] = {}
-
-    def get(self, name: bytes) -> bytes | None:
-        value = self.envelope.get(name.decode("ascii"))
-        return None if value is None else value.encode("latin-1", "replace")
-
 
 class Push(Request):
     __slots__ = (
@@ -116,7 +95,7 @@ class Push(Request):
     )
 
     def __init__(self, keeper: Keeper, service: Service, envelope: Envelope, run: Run, now: float) -> None:
-        head = _Head(envelope)
+        head = EnvelopeHead(envelope)
         prefix = prefix_of(service, head.path)
         super().__init__(
             service,
@@ -286,28 +265,8 @@ class Push(Request):
         self.upstream = connection
         self.state = WAITING
         self.sent_at = self.last = now
-        envelope = self.head.envelope
-        body = envelope.body
-        length = (
-            b""
-            if not body and envelope.method in ("GET", "HEAD", "DELETE", "OPTIONS")
-            else (b"Content-Length: %d\r\n" % len(body))
-        )
         connection.transport.write(
-            b"%b %b HTTP/1.1\r\n%b%bIdempotency-Key: %b\r\nx-unjam-run-id: %b\r\nx-unjam-attempt: %d\r\n"
-            b"x-request-id: %b\r\n%b\r\n%b"
-            % (
-                envelope.method.encode("ascii"),
-                self.path.encode("ascii"),
-                connection.upstream.host_line,
-                envelope.lines(),
-                self.request_id,
-                self.request_id,
-                self.run.attempt,
-                self.request_id,
-                length,
-                body,
-            )
+            self.head.envelope.request(self.path, connection.upstream.host_line, self.request_id, self.run.attempt)
         )
         self.look(now + min(self._limits().first_byte, self._limits().total))
         self.keeper.reached(self)
@@ -444,12 +403,6 @@ class Push(Request):
 
     def on_settled(self, settled: Settled | None) -> None:
         self.keeper.ended(self, settled)
-
-    def on_away(self, error: StoreAway) -> None:
-        self.keeper.store_away(error)
-
-    def on_back(self) -> None:
-        self.keeper.store_back()
 
     def stop(self, reason: str) -> None:
         """Leave the balancer's queue and the endpoint; what becomes of the run is the journal's."""

@@ -1,0 +1,485 @@
+"""OpenAI's Responses API in background mode, on runs: so that the `openai` SDK does create, poll, stream and cancel.
+
+`POST /v1/responses` with `background: true` becomes a run; the id of its response is that of the run. All other calls
+of `/v1/responses`, and ids that aren't ours, go to the service that would have had them: nothing durable was asked.
+docs/openai-responses.md is its page.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from hashlib import sha256
+from math import ceil
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from unjam.gateway import runs_shapes as shapes
+from unjam.gateway.envelope import plain, wrap
+from unjam.gateway.exchange import Exchange
+from unjam.gateway.local import Answer, Gone, LocalExchange, Refused
+from unjam.gateway.runs_api import idempotency_key, may_call
+from unjam.gateway.runs_errors import refused
+from unjam.gateway.states import ENDED, INSPECTING
+from unjam.gateway.story import ECHOED, STATUS, Json, Story, error_of, frame, response
+from unjam.gateway.timers import NEVER
+from unjam.runs.hub import Delivery, Follower
+from unjam.runs.machine import CANCELLED, COMPLETED, EXPIRED, TERMINAL
+from unjam.runs.model import NewRun, Run, partition_of
+from unjam.runs.store.base import StoreError
+from unjam.wire.dialects.errors import error_body
+
+if TYPE_CHECKING:
+    from unjam.core.service import Service
+    from unjam.gateway.durable import Durable
+    from unjam.gateway.paths import Paths
+    from unjam.gateway.runs_api import RunsApi
+
+PATH: Final = "/v1/responses"
+_RUN, _RESPONSE = "run_", "resp_"
+
+#: What of a request is not the agent's business; `stream` is, where the agent speaks this API itself.
+NOT_PASSED: Final = frozenset({"background", "store", "stream"})
+
+#: Key of the run's metadata that holds what its response shows of the request.
+KEPT: Final = "openai_response"
+
+#: Seconds that a cancel waits for the agent to have stopped: a little longer than the time between two signs of life.
+CANCELLING: Final = 12.0
+
+#: Bytes of a request's body: whether it is to be kept is known only when it is all there.
+LARGEST: Final = 64 << 20
+
+#: Responses that were deleted, as far as this gateway remembers.
+DELETED: Final = 10_000
+
+
+def spoken(handler: Callable[..., Awaitable[Answer | None]]) -> Callable[..., Awaitable[Answer | None]]:
+    """Errors as OpenAI's clients read them."""
+
+    @wraps(handler)
+    async def wrapper(*args: Any) -> Answer | None:
+        exchange: LocalExchange = args[-1]
+        try:
+            return await handler(*args)
+        except StoreError as error:
+            problem = refused(error)
+        except Refused as error:
+            problem = error
+        if exchange.started or exchange.gone:
+            raise problem
+        exchange.reason = problem.code
+        media, body = error_body(
+            "openai", problem.code, problem.message, exchange.request_id.decode("ascii"), problem.status
+        )
+        lines = problem.lines
+        if problem.retry_after is not None:
+            lines += b"retry-after: %d\r\n" % max(1, ceil(problem.retry_after))
+        return Answer(problem.status, body, lines, media)
+
+    return wrapper
+
+
+class Responses:
+    def __init__(self, durable: Durable, api: RunsApi) -> None:
+        self._durable = durable
+        self._api = api
+        self._store = durable.store
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+
+    def add_to(self, paths: Paths) -> None:
+        def largest() -> int:
+            return min(self._durable.gateway.settings.max_body, LARGEST)
+
+        paths.add("POST", PATH, self.create, largest)
+        paths.add("GET", f"{PATH}/*", self.retrieve)
+        paths.add("DELETE", f"{PATH}/*", self.delete)
+        paths.add("POST", f"{PATH}/*/cancel", self.cancel)
+        paths.add("GET", f"{PATH}/*/input_items", self.input_items)
+        paths.add("POST", f"{PATH}/*", self.other, largest)
+
+    # -- create -----------------------------------------------------------------------------------------------------
+
+    @spoken
+    async def create(self, exchange: LocalExchange) -> Answer | None:
+        asked = _request(exchange.content)
+        if asked.get("background") is not True:
+            return self._pass_on(exchange)
+        if asked.get("store") is False:
+            raise Refused(400, "bad_body", "background needs store: what isn't kept can't be retrieved.")
+        model = asked.get("model")
+        if not isinstance(model, str) or not model:
+            raise Refused(400, "bad_body", "model is missing: the name of a service, or a model that one serves.")
+        service, own_path = self._service(exchange, model)
+        spec = self._api.service(exchange, service.name)
+        limits = self._durable.limits
+        run, _ = await self._api.record(
+            exchange,
+            spec,
+            NewRun(
+                service=service.name,
+                input=_input(asked, own_path, limits.max_input),
+                digest=sha256(exchange.content).digest(),
+                tenant=exchange.tenant,
+                key=idempotency_key(exchange),
+                pull=spec.execute == "pull",
+                retry=spec.retry,
+                max_attempts=spec.max_attempts,
+                deadline=time.time() + spec.timeout,
+                metadata=_metadata(asked),
+                max_queued=limits.max_queued,
+            ),
+        )
+        if asked.get("stream") is True:
+            self._follow(exchange, run, -1)
+            return None
+        return _answer(_unfinished(run))
+
+    def _service(self, exchange: LocalExchange, model: str) -> tuple[Service, bool]:
+        """The service for a model, and whether it is called at its own path: it is unless it serves this API. Raises
+        `Refused`."""
+        gateway = exchange.client.gateway
+        found = gateway.router.match(exchange.head, model)
+        if found is not None and any(match.model == model for match in found.spec.match):
+            return found, False
+        named = gateway.balancer.services.get(model)
+        if named is not None:
+            return named, True
+        if found is not None:
+            return found, False
+        raise Refused(404, "model_not_found", "No service of this gateway has this name or serves this model.")
+
+    # -- look -------------------------------------------------------------------------------------------------------
+
+    @spoken
+    async def retrieve(self, exchange: LocalExchange) -> Answer | None:
+        run_id = _run_id(exchange)
+        if run_id is None:
+            return self._pass_on(exchange)
+        query = exchange.query()
+        run = await self._own(exchange, run_id)
+        if query.get("stream", "").lower() in ("true", "1"):
+            self._follow(exchange, run, shapes.whole(query.get("starting_after", "-1"), "starting_after", -1, 2**53))
+            return None
+        return _answer(await self._response(run))
+
+    async def _own(self, exchange: LocalExchange, run_id: str) -> Run:
+        """Raises `Refused`, StoreError."""
+        if run_id in self._deleted:
+            raise Refused(404, "not_found", "There is no such response, or not any more.")
+        run = await self._store.get(run_id)
+        caller = exchange.caller
+        if run.tenant != exchange.tenant or (caller is not None and not caller.may_call(run.service)):
+            raise Refused(404, "not_found", "There is no such response, or not any more.")
+        exchange.service = run.service
+        return run
+
+    async def _response(self, run: Run) -> Json:
+        """The response as it stands; its output only when it has ended. Raises StoreError."""
+        if run.status not in TERMINAL:
+            return _unfinished(run)
+        story = story_of(run)
+        after = -1
+        while (batch := await self._store.read(run.id, after)).events:
+            for event in batch.events:
+                story.tell(event)
+            after = batch.next - 1
+        if run.status == COMPLETED:
+            return _completed_at(run, story.end(await self._store.result(run.id))[-1]["response"])
+        error = None
+        if run.status == EXPIRED:
+            error = {"code": "expired", "message": "The run did not end before its deadline."}
+        elif run.status != CANCELLED:
+            error = error_of(None if run.error is None else msgspec.json.decode(run.error))
+        return _completed_at(run, story.summary(STATUS[run.status], error))
+
+    def _follow(self, exchange: LocalExchange, run: Run, after: int) -> None:
+        if not exchange.gone:
+            Stream(self._durable, exchange, run, after).begin()
+
+    @spoken
+    async def input_items(self, exchange: LocalExchange) -> Answer | None:
+        run_id = _run_id(exchange)
+        if run_id is None:
+            return self._pass_on(exchange)
+        run = await self._own(exchange, run_id)
+        kept = _kept(run).get("input")
+        if kept is None:
+            raise Refused(410, "input_not_kept", "The input of this response was too large to be shown again.")
+        items = [_input_item(run, number, item) for number, item in enumerate(_items(kept))]
+        if exchange.query().get("order", "desc") == "desc":
+            items.reverse()
+        ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": "", "last_id": ""}
+        return _answer({"object": "list", "data": items, **ends, "has_more": False})
+
+    # -- act --------------------------------------------------------------------------------------------------------
+
+    @spoken
+    async def cancel(self, exchange: LocalExchange) -> Answer | None:
+        run_id = _run_id(exchange)
+        if run_id is None:
+            return self._pass_on(exchange)
+        run = await self._own(exchange, run_id)
+        run = (await self._store.cancel(run.id)).run
+        self._durable.poke(run.id)
+        if run.status in TERMINAL:
+            return _answer(await self._response(run))
+        if not exchange.gone:
+            _Cancelling(self, self._durable, exchange, run).begin()
+        return None
+
+    @spoken
+    async def delete(self, exchange: LocalExchange) -> Answer | None:
+        run_id = _run_id(exchange)
+        if run_id is None:
+            return self._pass_on(exchange)
+        run = await self._own(exchange, run_id)
+        if run.status not in TERMINAL:
+            await self._store.cancel(run.id)
+            self._durable.poke(run.id)
+        self._deleted[run.id] = None
+        if len(self._deleted) > DELETED:
+            self._deleted.popitem(last=False)
+        return _answer({"id": response_id(run), "object": "response", "deleted": True})
+
+    @spoken
+    async def other(self, exchange: LocalExchange) -> Answer | None:
+        return self._pass_on(exchange)
+
+    # -- what isn't ours ----------------------------------------------------------------------------------------------
+
+    def _pass_on(self, local: LocalExchange) -> Answer | None:
+        """Serve the request as if the gateway had no such path. Raises `Refused`."""
+        client, head = local.client, local.head
+        gateway = client.gateway
+        service = gateway.router.match(head, None)
+        if service is None:
+            if not gateway.router.by_model or not head.has_body:
+                raise Refused(404, "no_service", "No service of this gateway has this address.")
+            service = next(iter(gateway.balancer.services.values()))  # until the body says which
+        if local.caller is not None and not gateway.router.by_model:
+            may_call(local, service.name)
+        if local.gone:
+            return None
+        route = gateway.router.route(head, service)
+        exchange = Exchange(client, head, route, local.request_id, local.arrived, local.tenant)
+        gateway.stick(head.get, exchange)
+        exchange.body = [local.content] if local.content else []
+        exchange.bytes_in = len(local.content)
+        local.state = ENDED
+        client.exchange = exchange
+        if (service.spec.inspect == "body" or gateway.router.by_model) and head.has_body:
+            exchange.state = INSPECTING
+            if not gateway.inspected(exchange, True):
+                return None
+        exchange.offer(monotonic())
+        return None
+
+
+class _Held(Follower):
+    """A held exchange that follows a run."""
+
+    __slots__ = ("durable", "exchange")
+
+    def __init__(self, durable: Durable, exchange: LocalExchange, run: Run) -> None:
+        super().__init__(run.id)
+        self.durable = durable
+        self.exchange = exchange
+
+    def begin(self) -> None:
+        exchange = self.exchange
+        exchange.on_ended = self._over
+        exchange.on_drain = self.rotate
+        self.durable.held.add(exchange)
+        if not exchange.started:
+            exchange.hold()
+        self.durable.hub.follow(self)
+
+    def _over(self) -> None:
+        self.durable.hub.unfollow(self)
+        self.durable.held.discard(self.exchange)
+
+    def rotate(self) -> None:
+        raise NotImplementedError
+
+    def on_error(self, error: StoreError) -> None:
+        self.exchange.refuse(refused(error))
+
+
+class Stream(_Held):
+    """The response as a stream. It is told from the log's beginning whoever asks, as numbers and texts depend on it;
+    the client gets what comes after the number it has."""
+
+    __slots__ = ("_after", "_story")
+
+    def __init__(self, durable: Durable, exchange: LocalExchange, run: Run, after: int) -> None:
+        super().__init__(durable, exchange, run)
+        self._after = after
+        self._story = story_of(run)
+
+    def begin(self) -> None:
+        """Raises `Gone`."""
+        self.exchange.start()
+        self.exchange.on_room = self._go_on
+        super().begin()
+
+    def _go_on(self) -> None:
+        self.durable.hub.go_on(self)
+
+    def _frames(self, told: list[Json]) -> bytes:
+        return b"".join([frame(event) for event in told if event["sequence_number"] > self._after])
+
+    def on_events(self, delivery: Delivery) -> bool:
+        told: list[Json] = []
+        for event in delivery.since(self.cursor):
+            told += self._story.tell(event)
+        data = self._frames(told)
+        return self.exchange.write(data) if data else self.exchange.room
+
+    def on_gap(self, following: int) -> None:
+        self.exchange.refuse(Refused(410, "log_expired", "What this response said is not kept any more."))
+
+    def on_end(self) -> None:
+        self.exchange.work(self._finish)
+
+    async def _finish(self, exchange: LocalExchange) -> None:
+        try:
+            run = await self.durable.store.get(self.run)
+            if run.status == COMPLETED:
+                await exchange.send(self._frames(self._story.end(await self.durable.store.result(self.run))))
+        except Gone:
+            return
+        except StoreError as error:
+            exchange.refuse(refused(error))
+            return
+        exchange.end()
+
+    def rotate(self) -> None:
+        self.exchange.end()  # the client goes on elsewhere from the number it has
+
+
+class _Cancelling(_Held):
+    """A cancel that waits for the agent to have stopped."""
+
+    __slots__ = ("_responses",)
+
+    def __init__(self, responses: Responses, durable: Durable, exchange: LocalExchange, run: Run) -> None:
+        super().__init__(durable, exchange, run)
+        self.cursor = run.seq
+        self._responses = responses
+
+    def begin(self) -> None:
+        super().begin()
+        self.exchange.at(monotonic() + CANCELLING, self.rotate)
+
+    def on_events(self, delivery: Delivery) -> bool:
+        return True
+
+    def on_end(self) -> None:
+        self.rotate()
+
+    def rotate(self) -> None:
+        self.durable.hub.unfollow(self)
+        self.exchange.at(NEVER, self.rotate)
+        self.exchange.work(self._tell)
+
+    @spoken
+    async def _tell(self, exchange: LocalExchange) -> Answer:
+        return _answer(await self._responses._response(await self.durable.store.get(self.run)))
+
+
+def response_id(run: Run) -> str:
+    return _RESPONSE + run.id.removeprefix(_RUN)
+
+
+def story_of(run: Run) -> Story:
+    return Story(response_id(run), run.created, _echo(run))
+
+
+def _run_id(exchange: LocalExchange) -> str | None:
+    """The run that the path's response is; None when it can't be one of ours."""
+    found = _RUN + exchange.head.path.split("/")[3].removeprefix(_RESPONSE)
+    try:
+        partition_of(found)
+    except ValueError:
+        return None
+    return found
+
+
+def _request(content: bytes) -> Json:
+    """A request's body; empty when it is none that we could read: then it isn't ours to judge."""
+    try:
+        found = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _input(asked: Json, own_path: bool, most: int) -> bytes:
+    """The run's input. Raises `Refused`."""
+    passed = {key: value for key, value in asked.items() if key not in NOT_PASSED}
+    if not own_path and asked.get("stream") is True:
+        passed["stream"] = True
+    body = msgspec.json.encode(passed)
+    if len(body) > most:
+        raise Refused(413, "payload_too_large", f"The input of a run may have {most} bytes.")
+    if own_path:
+        return plain(body)
+    headers = [("content-type", "application/json"), ("accept", "application/json, text/event-stream")]
+    return wrap("POST", PATH, headers, body)
+
+
+def _metadata(asked: Json) -> msgspec.Raw:
+    """What the response shows of the request, as much as has room: the least dispensable first."""
+    kept: Json = {"model": asked["model"]}
+    room = shapes.MOST_METADATA - 1024
+    for key in ("metadata", "input", "instructions", *sorted(ECHOED - {"metadata", "instructions", "model"})):
+        value = asked.get(key)
+        if value is not None:
+            size = len(msgspec.json.encode(value)) + len(key) + 8
+            if size <= room:
+                room -= size
+                kept[key] = value
+    return msgspec.Raw(msgspec.json.encode({KEPT: kept}))
+
+
+def _kept(run: Run) -> Json:
+    found = {} if run.metadata is None else msgspec.json.decode(run.metadata)
+    kept = found.get(KEPT) if isinstance(found, dict) else None
+    return kept if isinstance(kept, dict) else {}
+
+
+def _echo(run: Run) -> Json:
+    """A run that no request of this API made is a response of its service."""
+    return {"model": run.service, **{key: value for key, value in _kept(run).items() if key in ECHOED}}
+
+
+def _unfinished(run: Run) -> Json:
+    return response(response_id(run), run.created, _echo(run), STATUS[run.status])
+
+
+def _completed_at(run: Run, found: Json) -> Json:
+    return {**found, "completed_at": None if run.ended is None else int(run.ended)}
+
+
+def _items(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [{"role": "user", "content": given}]
+
+
+def _input_item(run: Run, number: int, item: Any) -> Json:
+    found = dict(item) if isinstance(item, dict) else {"role": "user", "content": str(item)}
+    found.setdefault("id", f"msg_{run.id.removeprefix(_RUN)}_in{number}")
+    found.setdefault("type", "message")
+    if found["type"] == "message":
+        found.setdefault("status", "completed")
+        if isinstance(found.get("content"), str):
+            found["content"] = [{"type": "input_text", "text": found["content"]}]
+    return found
+
+
+def _answer(found: Json) -> Answer:
+    return Answer(200, msgspec.json.encode(found))
