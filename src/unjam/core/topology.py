@@ -202,7 +202,10 @@ class Reload:
         version.large -= endpoint.slots > FEW
         self._remove_endpoint(endpoint)
         self._tidy(version)
-        recap(version, endpoint)
+        if version.barred:
+            set_caps(version)
+        else:
+            recap(version, endpoint)
         version.service.reweigh(self.now)
 
     def _endpoints(self, version: Version, spec: VersionSpec, fresh: bool) -> None:
