@@ -28,7 +28,7 @@ check: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	@scripts/system_packages.sh curl haproxy redis-server
+	@scripts/system_packages.sh curl haproxy redis-server chromium
 	$(BIN)/pytest
 
 fuzz: setup  ## a million inputs through the parsers

@@ -84,6 +84,7 @@ class Page:
 @asynccontextmanager
 async def chromium(folder: Path) -> AsyncIterator[Page]:
     """A browser with a profile of its own in `folder`; ended with the test."""
+    assert CHROMIUM, "there is no Chromium; `make unit` installs it"
     with (folder / "chromium.txt").open("wb") as said:
         browser = await asyncio.create_subprocess_exec(
             CHROMIUM, *_FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank", stdout=said, stderr=said

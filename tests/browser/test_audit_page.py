@@ -8,11 +8,9 @@ import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import pytest
-
 from ..gateway.harness import in_loop
 from ..gateway.processes import process, served
-from .devtools import CHROMIUM, chromium
+from .devtools import chromium
 
 ROOT = Path(__file__).parents[2]
 PAGES = 60
@@ -33,7 +31,6 @@ def configure(folder: Path, listen: int, pages: int) -> None:
     (folder / "unjam.yaml").write_text(f"admin: off\n{text}".replace("runs: on", "runs: {lease: 3s}"), encoding="utf-8")
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 @in_loop
 async def test_the_page_survives_a_reload_a_new_gateway_and_the_death_of_its_worker(tmp_path: Path) -> None:
     make = (str(ROOT / "examples" / "make_pdf.py"), "ledger.pdf", "--pages", str(PAGES))
