@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.gateway.harness import Agent, Call, in_loop, until, until_gone
+from tests.gateway.harness import Agent, Call, gateway, in_loop, until, until_gone
 from tests.gateway.pushing import Faulty, Pushing, error_of, one, pushing
 from unjam.gateway import envelope, journal
+from unjam.runs.model import NewRun
 
 
 def data(event: Any) -> Any:
@@ -646,3 +647,20 @@ def test_draining_repeats_no_output_unasked(retry: str, status: str) -> None:
             assert (await pushed.store.get(run.id)).status == status
 
     run_it()
+
+
+@in_loop
+async def test_a_gateway_that_stops_lets_the_agent_finish() -> None:
+    held = Held()
+    (agent,) = await started(held)
+    async with gateway(agent, config=f"state: 'memory:'\nruns: on\n{one(agent)}") as running:
+        durable = running.server.durable
+        assert durable is not None
+        run, _ = await durable.store.create(NewRun(service="agent", input=b"{}", digest=b""))
+        await agent.calls.get()
+        draining = asyncio.create_task(running.server.drain())
+        await until(lambda: running.gateway.draining)
+        assert (await durable.store.get(run.id)).status == "running"
+        held.go.set()
+        await draining
+        assert (await durable.store.get(run.id)).status == "completed"

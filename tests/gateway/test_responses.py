@@ -12,6 +12,7 @@ import msgspec
 import openai
 import pytest
 
+from tests.gateway.durable import Shared
 from tests.gateway.harness import Agent, Call, Running, gateway, in_loop, until, until_gone
 from unjam.gateway.story import Story
 from unjam.runs.model import Event
@@ -224,13 +225,19 @@ async def test_a_stream_is_live() -> None:
 @in_loop
 async def test_a_cut_stream_goes_on_after_any_number_on_another_gateway() -> None:
     agent = await started(Paused(*(piece for piece in TEXT if piece is not None)))
-    async with gateway(agent, config=config(agent)) as running, sdk(running) as client:
+    shared = Shared()
+    async with (
+        gateway(agent, config=config(agent), store=shared.tap()) as one,
+        gateway(config=config(agent), store=shared.tap()) as two,
+        sdk(one) as client,
+        sdk(two) as elsewhere,
+    ):
         created = await client.responses.create(model="auditor", input="x", background=True)
-        await done(client, created)
+        await done(elsewhere, created)
         whole = [event async for event in await client.responses.retrieve(created.id, stream=True)]
         assert [event.sequence_number for event in whole] == list(range(len(whole)))
         for after in range(len(whole)):
-            rest = await client.responses.retrieve(created.id, stream=True, starting_after=after)
+            rest = await elsewhere.responses.retrieve(created.id, stream=True, starting_after=after)
             assert [event.to_dict() async for event in rest] == [event.to_dict() for event in whole[after + 1 :]]
 
 
