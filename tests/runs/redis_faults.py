@@ -24,8 +24,8 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Proxy:
-    """Between store and Redis. `cut_every`: cuts a connection instead of passing on each so-manyth piece of replies, half
-    of it gone; 0: never."""
+    """Between store and Redis. `cut_every`: cuts a connection instead of passing on each so-manyth piece of replies,
+    half of it gone; 0: never."""
 
     def __init__(self, port: int) -> None:
         self.target = port
@@ -72,7 +72,8 @@ class Proxy:
 
 
 def new_run(**more: Any) -> NewRun:
-    return NewRun(service=more.pop("service", "auditor"), input=more.pop("input", b"{}"), digest=b"d", pull=True, **more)
+    given = {"service": "auditor", "input": b"{}", "digest": b"d", "pull": True, **more}
+    return NewRun(**given)
 
 
 def progress(page: int) -> NewEvent:

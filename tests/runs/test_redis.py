@@ -94,7 +94,10 @@ async def test_no_effect_is_doubled_when_replies_are_lost(shared: Server, prefix
                 numbers.append(await store.send(run.id, b"%d" % n))
             assert numbers == list(range(1, 61))
             assert await store.inputs(run.id, 0) == [(n + 1, b"%d" % n) for n in range(60)]
+            assert await store.claim(["listener"], "w", pull=True)
             assert (await store.cancel(run.id)).changed
+            assert not (await store.cancel(run.id)).changed
+            assert (await store.release(run.id, 1)).changed
             proxy.cut_every = 0
             assert proxy.cuts > 20
             ended.append(run.id)
@@ -103,7 +106,7 @@ async def test_no_effect_is_doubled_when_replies_are_lost(shared: Server, prefix
 
 async def all_whole_but_last(store: RedisStore, ended: list[str]) -> None:
     last = ended.pop()
-    assert [event.type for event in await log(store, last)] == ["run.created", "run.cancelled"]
+    assert [event.type for event in await log(store, last)] == ["run.created", "run.attempt", "run.cancelled"]
     others = {run.id for run in await store.list(None, limit=10_000)} - {last}
     assert others == set(ended)
     for run in ended:
@@ -219,6 +222,15 @@ async def test_53_wrong_names_and_what_they_may_not(server: Server, prefix: str)
             async with Opened(f"redis://{at}"):
                 pass
         assert (await store.get(run.id)).id == run.id
+
+
+@in_loop
+async def test_who_may_not_subscribe_is_told(server: Server) -> None:
+    server.ask("ACL", "SETUSER", "carol", "on", ">secret", "~unjam:*", "&unjam:*", "+@all", "-subscribe")
+    opened = Opened(f"redis://carol:secret@127.0.0.1:{server.port}?patience=0.3")
+    async with opened as store:
+        assert (await store.create(new_run()))[1]
+        assert any("subscribe" in warning for warning in opened.warnings)
 
 
 @in_loop

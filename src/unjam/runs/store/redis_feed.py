@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from unjam.runs.store.redis_link import Link
 from unjam.runs.store.redis_url import Address
@@ -136,6 +136,8 @@ class _Ear:
                 await connection.connect()  # type: ignore[no-untyped-call]
                 pause = 0.02
                 await self._listen(connection)
+            except NoPermissionError as error:
+                self._feed.link.tell(f"Redis does not allow us to subscribe, so hints come late: {error}")
             except (RedisError, OSError):
                 pass
             finally:

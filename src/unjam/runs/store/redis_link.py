@@ -125,7 +125,7 @@ class Link:
     async def open(self) -> None:
         """Raises StoreAway, or StoreError for what isn't a store of ours."""
         for host in self.place.in_the_open():
-            self._tell(f"Redis at {host} is beyond this machine and spoken to without TLS: use rediss://")
+            self.tell(f"Redis at {host} is beyond this machine and spoken to without TLS: use rediss://")
         self._watcher = asyncio.create_task(self._watch())
         try:
             for part in range(len(self._map)):
@@ -278,7 +278,7 @@ class Link:
         try:
             info = _pairs(await line.send(("INFO",)))
         except NoPermissionError:
-            self._tell(f"we may not read INFO of Redis at {line.name}: what a failover loses can't be told")
+            self.tell(f"we may not read INFO of Redis at {line.name}: what a failover loses can't be told")
             info = {}
         if info.get("loading") == "1":
             raise BusyLoadingError("LOADING")
@@ -319,16 +319,16 @@ class Link:
             raise StoreError(f"Redis at {line.name} has runs of schema {found}; this is {SCHEMA.decode()}")
         self._seen[part] = address
         if reply[2]:
-            self._tell(f"Redis at {line.name} was a replica before: logs of live runs may show a gap", always=True)
+            self.tell(f"Redis at {line.name} was a replica before: logs of live runs may show a gap", always=True)
 
     def _judge(self, name: str, info: dict[str, str]) -> None:
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
-            self._tell(f"Redis at {name} evicts keys when it is full (maxmemory-policy {policy}): runs would be lost")
+            self.tell(f"Redis at {name} evicts keys when it is full (maxmemory-policy {policy}): runs would be lost")
         if info.get("aof_enabled") == "0":
-            self._tell(f"Redis at {name} keeps no append-only file: what it acknowledged is lost when it dies")
+            self.tell(f"Redis at {name} keeps no append-only file: what it acknowledged is lost when it dies")
 
-    def _tell(self, warning: str, always: bool = False) -> None:
+    def tell(self, warning: str, always: bool = False) -> None:
         if always or warning not in self._warned:
             self._warned.add(warning)
             self._warn(warning)
