@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 
 from unjam.admin import app as admin_app
 from unjam.admin.app import MAX_ACTIVE, create_app
-from unjam.admin.body import MAX_BODY
 from unjam.admin.auth import hosts_for
+from unjam.admin.body import MAX_BODY
 from unjam.admin.control import ControlRefused
 
 from .fleet import URL, Fleet
