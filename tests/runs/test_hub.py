@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from unjam.runs.hub import AT_ONCE, LIMIT, RECONCILE, SLICE, Delivery, Follower, Hub
+from unjam.runs.hub import AT_ONCE, LIMIT, RECONCILE, SIZE, SLICE, Delivery, Follower, Hub
 from unjam.runs.model import Batch, Claim, NewEvent, NewRun, Run
 from unjam.runs.store.base import LogExpired, StoreAway, StoreError
 from unjam.runs.store.memory import MemoryStore
@@ -148,6 +148,66 @@ async def test_a_follower_gets_what_was_and_what_comes(world: World) -> None:
     assert follower.ended == 1
     assert world.hub.followers == 0
     assert not world.store.watching, "a run that nobody follows is still watched"
+
+
+@hub_test
+async def test_a_log_longer_than_one_read_is_read_to_its_end_at_once(world: World) -> None:
+    claim = await world.run()
+    for _ in range(4):
+        await world.emit(claim, LIMIT // 2)
+    whole = 2 + 2 * LIMIT
+    follower = Told(claim.run.id)
+    world.hub.follow(follower)
+    await world.quiet()
+    assert follower.seqs == list(range(whole))
+    # By bytes as well as by number; and one that ends where a read does is not read for ever.
+    big = NewEvent("progress", msgspec.json.encode("x" * (SIZE // 2)))
+    await world.store.append(claim.run.id, claim.run.fence, 5, [big] * 8)
+    late = Told(claim.run.id, whole - 1)
+    world.hub.unfollow(follower)
+    world.hub.follow(late)
+    await world.quiet()
+    assert late.seqs == list(range(whole, whole + 8))
+    reads = len(world.store.reads)
+    await world.quiet()
+    assert len(world.store.reads) == reads
+
+
+class Part(Told):
+    """Takes one event of each delivery, and says then that it has no room."""
+
+    nothing = 0
+
+    def take(self, delivery: Delivery) -> bool:
+        self.seqs.append(self.cursor)
+        self.cursor += 1
+        return False
+
+    def on_nothing(self) -> None:
+        self.nothing += 1
+
+
+@hub_test
+async def test_one_may_take_a_part_and_go_on_from_there(world: World) -> None:
+    claim = await world.run()
+    await world.emit(claim, LIMIT - 2)
+    part = Part(claim.run.id)
+    world.hub.follow(part)
+    await world.quiet()
+    for seq in range(1, LIMIT):
+        assert part.seqs == list(range(seq))
+        assert world.hub.go_on(part)
+        await world.quiet()
+    assert part.ended == part.nothing == 0
+    # The read was as long as was asked for, so more was likely: who was told so is told that there is nothing.
+    assert world.hub.go_on(part)
+    await world.quiet()
+    assert part.nothing == 1
+    assert not world.hub.go_on(part)
+    await world.finish(claim)
+    await world.quiet()
+    assert part.seqs == list(range(LIMIT + 1))
+    assert part.ended == 1
 
 
 @hub_test

@@ -76,8 +76,17 @@ class Follower:
         """`delivery.since(self.cursor)` is for it. False: they were taken, but no more until `Hub.go_on`."""
         raise NotImplementedError
 
+    def take(self, delivery: Delivery) -> bool:
+        """What the hub calls: `on_events`, and the cursor is behind what was taken. For who may take a part only."""
+        room = self.on_events(delivery)
+        self.cursor = delivery.next
+        return room
+
     def on_gap(self, following: int) -> None:
         """The log has lost what was, or would have been, at `cursor`; it goes on at `following`, which may be less."""
+
+    def on_nothing(self) -> None:
+        """There was nothing for it, though `Hub.go_on` said so."""
 
     def on_end(self) -> None:
         """It has had the log's last event."""
@@ -88,7 +97,8 @@ class Follower:
 
 class _Topic:
     """One run that is followed. `at`: followers with room by cursor; `full`: those without. `known`: the log's next seq
-    as far as it has been read or told; `hint`: as told since the last read began. `look`: read, whatever is known."""
+    as far as it has been read or told, one more where a read was cut short; `hint`: as told since the last read began.
+    `look`: read, whatever is known."""
 
     __slots__ = ("at", "full", "hint", "known", "look", "run", "task")
 
@@ -115,6 +125,11 @@ class _Topic:
             if not members:
                 del self.at[follower.cursor]
         self.full.discard(follower)
+
+
+def _cut(batch: Batch) -> bool:
+    """Whether it is as long as was asked for, so that there may be more."""
+    return len(batch.events) >= LIMIT or sum(len(event.data) for event in batch.events) >= SIZE
 
 
 class Hub:
@@ -172,15 +187,16 @@ class Hub:
         topic.leave(follower)
         self._close_if_alone(topic)
 
-    def go_on(self, follower: Follower) -> None:
-        """It has room again."""
+    def go_on(self, follower: Follower) -> bool:
+        """It has room again. True: it is called soon, whatever comes: `take`, `on_gap`, `on_nothing`, `on_error`."""
         topic = follower.topic
         if topic is None or not follower.full:
-            return
+            return False
         follower.full = False
         topic.full.discard(follower)
         topic.enter(follower)
         self._pump_soon(topic)
+        return follower.cursor < topic.known
 
     def grown(self, run: str, following: int) -> None:
         """The store says that a log has grown to `following`."""
@@ -248,10 +264,16 @@ class Hub:
                 topic.hint = 0
                 # What is read now says nothing of those who come meanwhile, and may have seen more elsewhere.
                 beyond = list(topic.at[first]) if first > topic.known else []
+                promised = first < topic.known
                 async with self._reads:
                     batch = await self._store.read(topic.run, first - 1, LIMIT, SIZE)
                 self.reads += 1
                 topic.known = max(topic.known, batch.next) if batch.events else max(batch.next, topic.hint)
+                if not batch.ended and _cut(batch):
+                    topic.known = max(topic.known, batch.next + 1)
+                if promised and batch.next == first:
+                    for follower in list(topic.at.get(first, ())):
+                        follower.on_nothing()
                 if batch.next < first:
                     await self._hand_to(topic, beyond, first, Delivery((), batch.next, batch.next, batch.ended))
                 else:
@@ -292,8 +314,7 @@ class Hub:
                 follower.on_gap(gap)
                 follower.cursor = gap
             if follower.topic is topic and follower.cursor < delivery.next:
-                follower.full = not follower.on_events(delivery)
-                follower.cursor = delivery.next
+                follower.full = not follower.take(delivery)
             if follower.topic is not topic:  # it has left meanwhile
                 return
             if delivery.ended and follower.cursor == delivery.next:
