@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check unit fuzz soak bench bench-quick peers clean
+.PHONY: setup demo test check unit fuzz soak history bench bench-quick peers clean
 
 setup: $(STAMP)
 
@@ -37,10 +37,16 @@ fuzz: setup  ## a million inputs through the parsers
 soak: setup  ## a million requests through a gateway: no lease left, memory flat
 	$(BIN)/python -m benchmarks.soak
 
-peers:  ## HAProxy, nginx, Envoy, sglang-router, LiteLLM, each in its own place
+history: setup  ## 1,000 kills on each store: is a promise of durable runs broken?
+	@scripts/system_packages.sh redis-server
+	$(BIN)/python -m benchmarks.history --store redis --kills 1000
+	$(BIN)/python -m benchmarks.history --store sqlite --kills 1000
+
+peers:  ## HAProxy, nginx, Envoy, sglang-router, LiteLLM, arq, taskiq, each in its own place
 	benchmarks/install_peers.sh
 
 bench: setup peers
+	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.decision_cost
 	$(BIN)/python -m benchmarks.proxy_cost
 	$(BIN)/python -m benchmarks.heavy_tail
@@ -49,8 +55,10 @@ bench: setup peers
 	$(BIN)/python -m benchmarks.memory_limit
 	$(BIN)/python -m benchmarks.noisy_neighbour
 	$(BIN)/python -m benchmarks.bad_reports
+	$(BIN)/python -m benchmarks.runs
 
 bench-quick: setup peers
+	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.decision_cost --quick
 	$(BIN)/python -m benchmarks.proxy_cost --quick
 	$(BIN)/python -m benchmarks.heavy_tail --quick
@@ -59,6 +67,7 @@ bench-quick: setup peers
 	$(BIN)/python -m benchmarks.memory_limit --quick
 	$(BIN)/python -m benchmarks.noisy_neighbour --quick
 	$(BIN)/python -m benchmarks.bad_reports --quick
+	$(BIN)/python -m benchmarks.runs --quick
 
 clean:
 	rm -rf $(VENV) .demo build dist src/*.egg-info

