@@ -123,7 +123,9 @@ class Client:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, port: int, headers: str = "", early: bytes = b"", small: bool = False) -> Client:
+    async def connect(
+        cls, port: int, headers: str = "", early: bytes = b"", small: bool = False, path: str = "/ws"
+    ) -> Client:
         """`small`: with little room in its kernel, and in our reader, for what it does not read."""
         sock = socket.socket()
         if small:
@@ -131,7 +133,7 @@ class Client:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if small else 1 << 20)
-        writer.write((HANDSHAKE + headers + "\r\n").encode() + early)
+        writer.write((HANDSHAKE.replace("/ws", path) + headers + "\r\n").encode() + early)
         client = cls(reader, writer)
         client.head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         return client
@@ -181,6 +183,8 @@ class Client:
 
     def hang_up(self) -> None:
         self.writer.transport.abort()
+
+    reset = hang_up
 
 
 def masked(first: int, payload: bytes = b"", mask: bytes = b"mask") -> bytes:

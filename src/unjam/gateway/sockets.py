@@ -71,6 +71,7 @@ class SocketConnection(asyncio.Protocol):
         "_asked",
         "_awaiting",
         "_begun",
+        "_busy",
         "_handler",
         "_heard",
         "_held",
@@ -101,6 +102,8 @@ class SocketConnection(asyncio.Protocol):
         self._paused = False
         self._rest: memoryview | None = None
         self._held: Sequence[Event] = ()
+        #: The handler wants no more messages for now.
+        self._busy = False
         #: Since when there is no room, and since when a message is under way (monotonic seconds); 0: it isn't so.
         self._stalled = 0.0
         self._begun = 0.0
@@ -131,6 +134,32 @@ class SocketConnection(asyncio.Protocol):
             self._rest = memoryview(frame)
             self._push()
         return True
+
+    @property
+    def handler(self) -> Handler | None:
+        """None once it was told that all is over."""
+        return self._handler
+
+    def hold(self) -> None:
+        """Bring no more messages until `listen`: as much as has come already is kept, and no more is read."""
+        if not self._busy and self.state == OPEN:
+            self._busy = True
+            self.transport.pause_reading()
+
+    def listen(self) -> None:
+        """Bring messages again."""
+        if self._busy:
+            self._busy = False
+            self._heard = True  # its pong may be behind what was not read from it meanwhile
+            if self._begun:
+                self._begun = self.shared.clock()
+                self._look(self._begun + self.shared.message_within)
+            self._hear()
+
+    def restrict(self, limits: FrameLimits) -> None:
+        """Other limits than those of all, from the next frame on."""
+        if self._reader is not None:
+            self._reader.limits = limits
 
     def close(self, code: int, reason: str = "") -> None:
         """Say goodbye; the client has `shared.linger` seconds to answer, and to read what is on its way. ValueError
@@ -220,21 +249,25 @@ class SocketConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """There may be room again: first for what the client had said meanwhile, then for what it is told."""
-        if not self.writable:
-            return
-        held, self._held = self._held, ()
-        if held:
-            self._deliver(held)
-            if not self.writable or self._held:
-                return
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._hear()
         handler = self._handler
-        if handler is not None:
+        if handler is not None and self.writable:
             try:
                 handler.on_writable()
             except Exception:  # noqa: BLE001 - a fault of one handler is one client's
                 self._fault()
+
+    def _hear(self) -> None:
+        """Take up reading where it was left, if nothing is against it."""
+        if not self.writable or self._busy:
+            return
+        held, self._held = self._held, ()
+        if held:
+            self._deliver(held)
+            if not self.writable or self._busy or self._held:
+                return
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -251,7 +284,7 @@ class SocketConnection(asyncio.Protocol):
                 if kind is Close or kind is Broken:
                     self._finish()
                 continue
-            if (kind is str or kind is Ping) and not self.writable:
+            if self._busy or ((kind is str or kind is Ping) and not self.writable):
                 self._held = events[number:]
                 self.transport.pause_reading()
                 break
@@ -350,7 +383,7 @@ class SocketConnection(asyncio.Protocol):
                 self._look_at = now + shared.ping_every
             return min(due, self._look_at, self._until)
         due = self._until
-        if self._begun:
+        if self._begun and not self._busy:
             due = min(due, self._begun + shared.message_within)
             if now >= due:
                 shared.refused(frames.POLICY)
@@ -368,7 +401,7 @@ class SocketConnection(asyncio.Protocol):
         if self._awaiting:
             self._awaiting = False
             # Any byte is a sign of life: a client in the middle of a long frame can't put a pong into it.
-            if not self._heard or self._asked >= UNANSWERED:
+            if not self._busy and (not self._heard or self._asked >= UNANSWERED):
                 return False
             self._look_at = now + shared.ping_every - shared.pong_within
         else:

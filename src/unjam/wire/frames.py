@@ -137,10 +137,11 @@ class _Offence(Exception):
 class FrameReader:
     """Reads the frames of one client. `feed` never raises for anything a client can send."""
 
-    __slots__ = ("_limits", "_message", "_need", "_pending", "ended")
+    __slots__ = ("_message", "_need", "_pending", "ended", "limits")
 
     def __init__(self, limits: FrameLimits) -> None:
-        self._limits = limits
+        #: May be replaced; counts for what comes from then on.
+        self.limits = limits
         #: The start of a frame, and how long it must get before it is worth another look.
         self._pending: bytearray | None = None
         self._need = 0
@@ -233,7 +234,7 @@ class FrameReader:
         self._need = need if need > 6 else 0
 
     def _check_size(self, length: int) -> None:
-        message, limits = self._message, self._limits
+        message, limits = self._message, self.limits
         if length + (0 if message is None else message.size) > limits.message:
             raise _Offence(TOO_BIG, "the message is too large")
         if message is not None and message.count >= limits.fragments:
