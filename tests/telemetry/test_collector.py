@@ -301,6 +301,7 @@ def durable() -> RunsStats:
     stats.errors = {"queue_full": 3}
     stats.depth = {"auditor": (5, 6)}
     stats.followers, stats.followed, stats.waiting = 9, 8, 2
+    stats.sockets, stats.sockets_closed = 30, {4408: 3}
     return stats
 
 
@@ -310,6 +311,8 @@ def test_durable_runs_are_told_where_there_are_any() -> None:
     assert value(found, "unjam_runs_ended_total", service="auditor", status="failed") == 1
     assert value(found, "unjam_runs_swept_total", service="auditor", status="queued") == 2
     assert value(found, "unjam_runs_store_errors_total", code="queue_full") == 3
+    assert value(found, "unjam_runs_sockets") == 30
+    assert value(found, "unjam_runs_sockets_closed_total", code="4408") == 3
     assert value(found, "unjam_runs_queued", service="auditor") == 5
     assert value(found, "unjam_runs_running", service="auditor") == 6
     assert value(found, "unjam_runs_followers") == 9

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from unjam.config.quantities import BadValue
 from unjam.config.types import (
     CheckPath,
     Kind,
     Model,
+    Origin,
     PositiveCount,
     PositiveDuration,
     PositiveSize,
     Switch,
     one_of,
+    one_or_list,
 )
 
 #: What every store takes, and for how long ended runs are kept at least: `unjam.runs.store.base` has the same figures.
@@ -39,6 +41,12 @@ class Runs(Model):
     max_queued: PositiveCount = Field(10_000, description="Runs of one service that may wait; more are answered 429.")
     wait: PositiveDuration = Field(3600.0, description="The longest that an answer is held for a run to go on or end.")
     dispatch: PositiveCount = Field(256, description="Runs that this gateway pushes to endpoints at once.")
+    sockets: PositiveCount = Field(
+        100_000, description="WebSocket clients at `/v1/ws`; one more is closed with 1013, to try elsewhere."
+    )
+    origins: Annotated[tuple[Origin, ...], BeforeValidator(one_or_list)] | None = Field(
+        None, description="Origins of pages that may open `/v1/ws`, `*` for all. Unset: pages of this very host."
+    )
 
     @model_validator(mode="after")
     def _in_bounds(self) -> Runs:

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, model_
 from unjam.config.address import Address, is_loopback, parse_listen
 from unjam.config.quantities import BadValue, kind, shown
 from unjam.config.runs import Runs
-from unjam.config.services import EndpointTls, Region, Service, off_means, on_means, one_or_list, short_for
+from unjam.config.services import EndpointTls, Region, Service, off_means, on_means, short_for
 from unjam.config.topology import topology
 from unjam.config.tree import Problem
 from unjam.config.types import (
@@ -36,6 +36,7 @@ from unjam.config.types import (
     Switch,
     Token,
     one_of,
+    one_or_list,
     text,
 )
 from unjam.core import spec

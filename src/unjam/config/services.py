@@ -42,6 +42,7 @@ from unjam.config.types import (
     Url,
     field_name,
     one_of,
+    one_or_list,
 )
 from unjam.core import spec
 from unjam.core.policies import POLICIES
@@ -80,10 +81,6 @@ def short_for(key: str) -> BeforeValidator:
 
 def on_means(meaning: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: meaning if _is_on(value) else value)
-
-
-def one_or_list(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
 
 
 class Match(Model):

@@ -229,6 +229,10 @@ def key_hash(value: object) -> str:
     return plain
 
 
+def one_or_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def origin(value: object) -> str:
     plain = text(value).lower().removesuffix("/")
     if plain != "*" and not _ORIGIN.match(plain):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 from hmac import compare_digest
+from typing import Final
 
 
 class Tenant:
@@ -26,6 +27,10 @@ class Tenant:
         return not self.services or service in self.services
 
 
+#: Who has not said yet who it is, where that may be said later than in the request's head. It may call nothing.
+NOBODY: Final = Tenant("", b"", frozenset({""}))
+
+
 class Keyring:
     __slots__ = ("_tenants",)
 
@@ -34,6 +39,12 @@ class Keyring:
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
+
+    def holds(self, tenant: Tenant | None) -> bool:
+        """Whether this caller, of an earlier keyring perhaps, may still call: its key is here, or there are none."""
+        if not self._tenants:
+            return tenant is None
+        return tenant is not None and tenant.digest in self._tenants
 
     def tenant(self, authorization: bytes | None, api_key: bytes | None) -> Tenant | None:
         """The caller by `Authorization: Bearer …` or `x-api-key`; None when neither names a key we know."""

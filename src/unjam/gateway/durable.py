@@ -28,6 +28,7 @@ from unjam.telemetry.runs import RunsStats
 if TYPE_CHECKING:
     from unjam.gateway.gateway import Gateway
     from unjam.gateway.local import LocalExchange
+    from unjam.gateway.run_socket import RunSockets
 
 #: Seconds between sweeps, between looks at the queues' depth, between two rounds of housekeeping.
 SWEEP: Final = 1.0
@@ -66,6 +67,7 @@ class Durable:
         self.hub = Hub(self.store, on_fault=lambda: log.exception("fault", what="following a run"))
         self.ready = Ready(self.store)
         self.held: set[LocalExchange] = set()
+        self.sockets: RunSockets | None = None
         self.dispatcher = Dispatcher(gateway, self.store, worker=f"gateway:{socket.gethostname()}:{os.getpid()}")
         self.ready.listen(self.dispatcher.ready)
         self.poke: Callable[[str], None] = self.dispatcher.poke
@@ -77,6 +79,8 @@ class Durable:
         """Take the limits of a configuration; the store stays."""
         if config.runs is not None:
             self.limits = config.runs
+        if self.sockets is not None:
+            self.sockets.configure()
         self.services = {name: service.runs for name, service in config.services.items() if service.runs.enabled}
         limits = self.limits
         self.dispatcher.configure(
@@ -162,18 +166,30 @@ class Durable:
         stats.followers = self.hub.followers
         stats.followed = self.hub.runs
         stats.waiting = len(self.ready)
+        if self.sockets is not None:
+            stats.sockets = self.clients
+            stats.sockets_closed = self.sockets.sockets.closed_for
         return stats
+
+    @property
+    def clients(self) -> int:
+        """WebSocket clients that are held; those of HTTP are the gateway's."""
+        return 0 if self.sockets is None else len(self.sockets.sockets.held)
 
     def drain(self) -> None:
         """Tell held clients to go on elsewhere: not all at once, as they come back all at once."""
         self.ready.wake_all()
         held = list(self.held)
         now = monotonic()
-        spread = min(len(held) / ROTATED, self.gateway.settings.drain_timeout / 2)
+        spread = min((len(held) + self.clients) / ROTATED, self.gateway.settings.drain_timeout / 2)
         for exchange in held:
             exchange.at(now + self._rng.uniform(0, spread), exchange.drain)
+        if self.sockets is not None:
+            self.sockets.sockets.drain(spread)
 
     async def stop(self) -> None:
+        if self.sockets is not None:
+            self.sockets.sockets.abort()
         await self.dispatcher.close()
         for task in self._tasks:
             task.cancel()

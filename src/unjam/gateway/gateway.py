@@ -19,7 +19,7 @@ import msgspec
 from unjam.core.balancer import Balancer
 from unjam.core.model import Lease, Outcome, Refusal, Request
 from unjam.gateway import features, respond
-from unjam.gateway.auth import Tenant
+from unjam.gateway.auth import NOBODY, Tenant
 from unjam.gateway.exchange import Exchange
 from unjam.gateway.paths import Paths
 from unjam.gateway.routing import Router
@@ -166,8 +166,11 @@ class Gateway:
         if head.path in ("/healthz", "/readyz"):
             self._health(client, head)
             return None
-        caller = self.settings.keyring.tenant(known.get(b"authorization"), known.get(b"x-api-key"))
+        authorization, api_key = known.get(b"authorization"), known.get(b"x-api-key")
+        caller = self.settings.keyring.tenant(authorization, api_key)
         if caller is None:
+            if authorization is None and api_key is None and head.path in self.paths.asking:
+                return NOBODY
             self.stats.reject("unauthorized")
             self._answer(
                 client,
@@ -288,31 +291,45 @@ class Gateway:
                 head_only=head.method == "HEAD",
             )
         )
-        if self.access_log.enabled:
-            self.access_log.write(
-                request_id.decode("ascii"),
-                client.peer,
-                None,
-                head.method,
-                head.path,
-                None,
-                None,
-                None,
-                None,
-                status,
-                REFUSED,
-                code,
-                0,
-                0,
-                0.0,
-                None,
-                None,
-                0.0,
-                0,
-                None,
-            )
+        self.log_answer(client, head, request_id, status, REFUSED, code)
 
     # -- telling ---------------------------------------------------------------------------------------------------
+
+    def log_answer(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        request_id: bytes,
+        status: int,
+        outcome: str,
+        reason: str | None = None,
+        tenant: str | None = None,
+    ) -> None:
+        """One line for a request that had no exchange."""
+        if not self.access_log.enabled:
+            return
+        self.access_log.write(
+            request_id.decode("ascii"),
+            client.peer,
+            tenant,
+            head.method,
+            head.path,
+            None,
+            None,
+            None,
+            None,
+            status,
+            outcome,
+            reason,
+            0,
+            0,
+            0.0,
+            None,
+            None,
+            0.0,
+            0,
+            None,
+        )
 
     def log_access(self, exchange: Exchange, lease: Lease | None, outcome: Outcome, now: float) -> None:
         """One line for a request that has ended."""

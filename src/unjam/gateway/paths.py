@@ -38,6 +38,8 @@ class Paths:
     def __init__(self) -> None:
         self._local: dict[str, dict[str, Local]] = {}
         self._taken: dict[str, Taker] = {}
+        #: Those of them that find out by themselves who calls, if the head doesn't say.
+        self.asking: set[str] = set()
         self._nouns: set[str] = set()
 
     def add(
@@ -47,8 +49,11 @@ class Paths:
         self._nouns.add(path.split("/")[2])
         self._local.setdefault(path, {})[method] = Local(handler, most, worker)
 
-    def take(self, path: str, taker: Taker) -> None:
-        """Requests of `path` are the taker's, whatever their method."""
+    def take(self, path: str, taker: Taker, asks: bool = False) -> None:
+        """Requests of `path` are the taker's, whatever their method. `asks`: where keys are configured, those without
+        one reach it too, with the caller `auth.NOBODY`."""
+        if asks:
+            self.asking.add(path)
         self._nouns.add(path.split("/")[2])
         self._taken[path] = taker
 

@@ -26,7 +26,9 @@ from unjam.runs.store.base import Fenced, StoreError
 
 if TYPE_CHECKING:
     from unjam.config.runs import ServiceRuns
+    from unjam.gateway.auth import Tenant
     from unjam.gateway.durable import Durable
+    from unjam.gateway.gateway import Gateway
     from unjam.gateway.paths import Paths
 
 #: Bytes of a body beside its payload.
@@ -77,7 +79,14 @@ class RunsApi:
     @guarded
     async def create(self, exchange: LocalExchange) -> Answer:
         asked = shapes.read(exchange, _create)
-        spec = self.service(exchange, asked.service)
+        new = self.new_run(asked, exchange.caller, idempotency_key(exchange), exchange.content)
+        exchange.service = asked.service
+        run, made = await self.keep(new)
+        return shapes.json(shapes.view(run), 201 if made else 200, shapes.location(run))
+
+    def new_run(self, asked: shapes.Create, caller: Tenant | None, key: str | None, content: bytes) -> NewRun:
+        """The run that is asked for. `content`: what makes two requests with one key the same. Raises `Refused`."""
+        spec = self.spec(asked.service, caller)
         limits = self._durable.limits
         given = plain(shapes.payload(asked.input, limits.max_input, "input"))
         metadata = None
@@ -86,28 +95,27 @@ class RunsApi:
                 raise Refused(400, "bad_body", "The body does not fit: metadata is an object.")
             metadata = shapes.raw(shapes.payload(asked.metadata, shapes.MOST_METADATA, "metadata"))
         self.check_version(asked.service, asked.version)
-        run, made = await self.record(
-            exchange,
-            spec,
-            NewRun(
-                service=asked.service,
-                input=given,
-                digest=sha256(exchange.content).digest(),
-                tenant=exchange.tenant,
-                key=idempotency_key(exchange),
-                lane=asked.lane or "fast",
-                pull=spec.execute == "pull" if asked.pull is None else asked.pull,
-                version=asked.version,
-                retry=asked.retry or spec.retry,
-                max_attempts=asked.max_attempts or spec.max_attempts,
-                deadline=time.time() + (asked.deadline_s or spec.timeout),
-                metadata=metadata,
-                max_queued=limits.max_queued,
-            ),
+        return NewRun(
+            service=asked.service,
+            input=given,
+            digest=sha256(content).digest(),
+            tenant="" if caller is None else caller.name,
+            key=key,
+            lane=asked.lane or "fast",
+            pull=spec.execute == "pull" if asked.pull is None else asked.pull,
+            version=asked.version,
+            retry=asked.retry or spec.retry,
+            max_attempts=asked.max_attempts or spec.max_attempts,
+            deadline=time.time() + (asked.deadline_s or spec.timeout),
+            metadata=metadata,
+            max_queued=limits.max_queued,
         )
-        return shapes.json(shapes.view(run), 201 if made else 200, shapes.location(run))
 
     async def record(self, exchange: LocalExchange, spec: ServiceRuns, new: NewRun) -> tuple[Run, bool]:
+        """As `keep`."""
+        return await self.keep(new)
+
+    async def keep(self, new: NewRun) -> tuple[Run, bool]:
         """Keep a new run. Raises `Refused` while the gateway is stopping, StoreError."""
         if self._durable.gateway.draining:
             raise Refused(503, "draining", "This gateway is stopping; another one takes runs.", 1.0)
@@ -115,11 +123,16 @@ class RunsApi:
 
     def service(self, exchange: LocalExchange, name: str) -> ServiceRuns:
         """The service a run is for. Raises `Refused`."""
-        may_call(exchange, name)
+        spec = self.spec(name, exchange.caller)
+        exchange.service = name
+        return spec
+
+    def spec(self, name: str, caller: Tenant | None) -> ServiceRuns:
+        """How a service takes runs. Raises `Refused` when it does not, or not of this caller."""
+        check_caller(self._durable.gateway, caller, name)
         spec = self._durable.services.get(name)
         if spec is None:
             raise Refused(404, "unknown_service", "No service of this name takes runs.")
-        exchange.service = name
         return spec
 
     def check_version(self, service: str, version: str | None) -> None:
@@ -132,16 +145,21 @@ class RunsApi:
 
     async def own(self, exchange: LocalExchange) -> Run:
         """The run that the path names, if it is the caller's. Raises `Refused`, StoreError."""
-        run_id = exchange.head.path.split("/")[3]
+        run = await self.run_of(exchange.head.path.split("/")[3], exchange.caller)
+        exchange.service = run.service
+        return run
+
+    async def run_of(self, run_id: str, caller: Tenant | None) -> Run:
+        """A run of the caller's. Raises `Refused`, StoreError."""
         try:
             partition_of(run_id)
         except ValueError:
             raise missing() from None
         run = await self._store.get(run_id)
-        caller = exchange.caller
-        if run.tenant != exchange.tenant or (caller is not None and not caller.may_call(run.service)):
+        if caller is not None and not (run.tenant == caller.name and caller.may_call(run.service)):
             raise missing()
-        exchange.service = run.service
+        if caller is None and run.tenant:
+            raise missing()
         return run
 
     @guarded
@@ -206,29 +224,39 @@ class RunsApi:
 
     @guarded
     async def cancel(self, exchange: LocalExchange) -> Answer:
-        run = await self.own(exchange)
-        settled = await self._store.cancel(run.id)
-        self._durable.poke(run.id)
-        return shapes.json(shapes.view(settled.run))
+        return shapes.json(shapes.view(await self.stop(await self.own(exchange))))
 
     @guarded
     async def send(self, exchange: LocalExchange) -> Answer:
         asked = shapes.read(exchange, _input)
         data = shapes.payload(asked.data, self._durable.limits.max_input, "data")
-        run = await self.own(exchange)
+        return shapes.json(shapes.Sent(await self.give(await self.own(exchange), data)))
+
+    async def stop(self, run: Run) -> Run:
+        """Cancel it; the run as it is then. Raises StoreError."""
+        settled = await self._store.cancel(run.id)
+        self._durable.poke(run.id)
+        return settled.run
+
+    async def give(self, run: Run, data: bytes) -> int:
+        """Send it an input; the input's number. Raises `Refused`, StoreError."""
         try:
             number = await self._store.send(run.id, data)
         except Fenced:
             raise Refused(409, "run_ended", "The run has ended; nobody would read the input.") from None
         self._durable.poke(run.id)
-        return shapes.json(shapes.Sent(number))
+        return number
 
 
 def may_call(exchange: LocalExchange, service: str) -> None:
     """Raises `Refused`."""
-    caller = exchange.caller
+    check_caller(exchange.client.gateway, exchange.caller, service)
+
+
+def check_caller(gateway: Gateway, caller: Tenant | None, service: str) -> None:
+    """Raises `Refused`."""
     if caller is not None and not caller.may_call(service):
-        exchange.client.gateway.stats.reject("forbidden")
+        gateway.stats.reject("forbidden")
         raise Refused(403, "forbidden", "This API key may not call this service.")
 
 

@@ -40,6 +40,7 @@ from unjam.gateway.news import News
 from unjam.gateway.reports import ReportConnection, Reports
 from unjam.gateway.respond_async import RespondAsync
 from unjam.gateway.responses import Responses
+from unjam.gateway.run_socket import RunSockets
 from unjam.gateway.runs_api import RunsApi
 from unjam.gateway.runs_worker import WorkerApi
 from unjam.gateway.settings import Settings
@@ -129,6 +130,8 @@ class Server:
         WorkerApi(durable).add_to(gateway.paths)
         Responses(durable, api).add_to(gateway.paths)
         openapi.add_to(gateway.paths)
+        durable.sockets = RunSockets(durable, api)
+        durable.sockets.add_to(gateway.paths)
         gateway.respond_async = RespondAsync(durable, api)
         gateway.hints = features.HINTS | {b"prefer"}
         await durable.start()
@@ -388,7 +391,7 @@ class Server:
         for listener in self.listeners.values():
             listener.close()
         deadline = monotonic() + gateway.settings.drain_timeout
-        gateway.log.info("draining", connections=len(gateway.clients), leases=gateway.balancer.leases)
+        gateway.log.info("draining", connections=self._connected(), leases=gateway.balancer.leases)
         self.reports.close()
         for client in list(gateway.clients):
             client.drain()
@@ -396,12 +399,16 @@ class Server:
         if self.durable is not None:
             self.durable.drain()
             pushed = self.loop.create_task(self.durable.dispatcher.drain(gateway.settings.drain_timeout))
-        while gateway.clients and monotonic() < deadline:
+        while self._connected() and monotonic() < deadline:
             await asyncio.sleep(TICK)
         if pushed is not None:
             await pushed
-        if gateway.clients:
-            gateway.log.warning("drain_timeout", connections=len(gateway.clients), leases=gateway.balancer.leases)
+        if self._connected():
+            gateway.log.warning("drain_timeout", connections=self._connected(), leases=gateway.balancer.leases)
+
+    def _connected(self) -> int:
+        """Clients, held ones among them."""
+        return len(self.gateway.clients) + (0 if self.durable is None else self.durable.clients)
 
     async def stop(self) -> None:
         """Close everything at once."""

@@ -397,6 +397,12 @@ def _durable(runs: RunsStats) -> Iterator[Piece]:
         ("code",),
         [((code,), n) for code, n in sorted(runs.errors.items())],
     )
+    yield from _counter(
+        "unjam_runs_sockets_closed",
+        "WebSocket clients that were closed for what they did or for want of room, by close code; 0: no pong.",
+        ("code",),
+        [((str(code),), n) for code, n in sorted(runs.sockets_closed.items())],
+    )
     depth = sorted(runs.depth.items())
     yield from _gauge("unjam_runs_queued", "Runs that wait, in the store.", service, [((s,), q) for s, (q, _) in depth])
     yield from _gauge(
@@ -406,6 +412,7 @@ def _durable(runs: RunsStats) -> Iterator[Piece]:
         ("unjam_runs_followers", "Clients that follow a run here.", runs.followers),
         ("unjam_runs_followed", "Runs that are followed here.", runs.followed),
         ("unjam_runs_claims_waiting", "Workers that wait for a run here.", runs.waiting),
+        ("unjam_runs_sockets", "WebSocket clients held here.", runs.sockets),
         ("unjam_runs_store_up", "1 while the store answers.", 0 if runs.away else 1),
     ):
         yield from _gauge(name, help_, (), [((), value)])

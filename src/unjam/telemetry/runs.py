@@ -7,9 +7,22 @@ class RunsStats:
     """`created`: by service. `ended`: by service and status. `swept`: leases that expired and deadlines that passed,
     by service and what became of the run. `errors`: what the store refused or failed at, by code. `depth`: by service,
     runs queued and running, in the whole store, as last asked. `followers`, `followed`: who follows logs now, and how
-    many runs. `waiting`: workers that hold a claim open. `away`: the store can't be reached."""
+    many runs. `waiting`: workers that hold a claim open. `away`: the store can't be reached. `sockets`: WebSocket
+    clients held now; `sockets_closed`: those that we ended, by close code, 0 for no pong."""
 
-    __slots__ = ("away", "created", "depth", "ended", "errors", "followed", "followers", "swept", "waiting")
+    __slots__ = (
+        "away",
+        "created",
+        "depth",
+        "ended",
+        "errors",
+        "followed",
+        "followers",
+        "sockets",
+        "sockets_closed",
+        "swept",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.created: dict[str, int] = {}
@@ -20,4 +33,6 @@ class RunsStats:
         self.followers = 0
         self.followed = 0
         self.waiting = 0
+        self.sockets = 0
+        self.sockets_closed: dict[int, int] = {}
         self.away = False
