@@ -80,7 +80,14 @@ class Task:
 
 def run(task: Task) -> dict[str, Any]:
     """One way of telling through one script: response times by class, of the jobs counted."""
-    POLICIES.setdefault(WeightedLeastOutstanding.name, WeightedLeastOutstanding)
+    POLICIES[WeightedLeastOutstanding.name] = WeightedLeastOutstanding
+    try:
+        return _run(task)
+    finally:
+        del POLICIES[WeightedLeastOutstanding.name]
+
+
+def _run(task: Task) -> dict[str, Any]:
     row = next(r for r in ROWS if r.name == task.row)
     scenario = task.scenario
     neighbours, servers, mix = scenario.neighbours, scenario.cores, scenario.mix

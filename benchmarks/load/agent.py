@@ -20,6 +20,7 @@ import os
 import re
 import resource
 import socketserver
+import sys
 import threading
 import time
 from typing import Any, BinaryIO
@@ -123,7 +124,9 @@ class Handler(socketserver.StreamRequestHandler):
                 mark = _NONCE.search(body)
                 nonce = mark[0].decode() if mark else ""
                 if self.server.hold_mib and b" /audit" in line:
-                    print(json.dumps({"begun": nonce}), flush=True)
+                    # In one piece: several requests begin at once, and a line's end must not follow another's line.
+                    sys.stdout.write(json.dumps({"begun": nonce}) + "\n")
+                    sys.stdout.flush()
                     hold(self.server.hold_mib, float(seconds[1]))
                 else:
                     burn(float(seconds[1]))

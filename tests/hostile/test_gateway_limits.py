@@ -168,17 +168,21 @@ async def test_28_a_connection_that_was_paused_at_its_last_byte_can_be_used_agai
     async with gateway(agent := Agent(steps)) as gw:
         quick = await gw.connect()
         paused_at_the_end = 0
-        while paused_at_the_end < 3 and size < 12_000_000:
+        for _ in range(300):
+            if paused_at_the_end == 3:
+                break
             with unread(gw.port, GET.replace(b"/ ", b"/big ")) as sock:
                 await agent.calls.get()
                 await reaches(lambda: not gw.leases or any(c.write_paused for c in gw.gateway.clients))
-                if not gw.leases and any(c.write_paused for c in gw.gateway.clients):
+                too_much = bool(gw.leases)
+                if not too_much and any(c.write_paused for c in gw.gateway.clients):
                     paused_at_the_end += 1
                     assert (await asyncio.wait_for(quick.get("/quick"), 5)).body == b"xx"
                     await agent.calls.get()
                 assert sock.fileno() > 0
             await gw.settled()
-            size += 90_000
+            # What the sockets hold differs from one connection to the next: around it, from both sides.
+            size += -37_000 if too_much else 90_000
         assert paused_at_the_end == 3
 
 

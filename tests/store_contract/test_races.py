@@ -132,7 +132,9 @@ async def test_54_a_claim_nobody_waits_for_loses_no_run(h: Harness, turns: int) 
     await h.lose()
     claim = await h.claim()
     assert claim.run.id == run.id
-    assert claim.run.attempt == claim.run.fence == claim.run.seq - 1
+    # A claim that was made in vain has its event; the attempt is charged unless it could be handed back.
+    assert claim.run.fence == claim.run.seq - 1
+    assert 1 <= claim.run.attempt <= claim.run.fence
 
 
 @pytest.mark.parametrize("turns", TURNS)

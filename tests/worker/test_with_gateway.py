@@ -164,7 +164,8 @@ async def test_a_gateway_is_killed_a_worker_is_killed_and_no_event_is_missed(
         run = await client.submit("auditor")
         async for event in client.follow(run):
             seen.append((event.seq, event.type))
-            if event.type == "page" and event.data == 9:
+            # The second worker may show the page again: what is executed at least once is killed once.
+            if event.type == "page" and event.data == 9 and not (tmp_path / "go").exists():
                 first.send(signal.SIGKILL)
                 killed.send(signal.SIGKILL)
                 await first.exit_code()
