@@ -50,10 +50,15 @@ class Slot:
 
     def kill(self) -> None:
         """With -9; returns when it is gone."""
-        self.up = False
         self.signal(signal.SIGKILL)
-        assert self.process is not None
-        self.process.stop()
+        self.stop()
+
+    def stop(self, grace: float = 3.0) -> None:
+        """Ask it to go, if it is there, and return when it has."""
+        self.up = False
+        process, self.process = self.process, None
+        if process is not None:
+            process.stop(grace)
 
 
 class System:
@@ -165,7 +170,7 @@ services:
         for slot in (*self.workers, *self.gateways, self.redis):
             if slot.process is not None:
                 slot.signal(signal.SIGCONT)
-                slot.process.stop(LEAVING)
+                slot.stop(LEAVING)
 
     async def _until(self, slot: Slot, true: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         until = monotonic() + PATIENCE
@@ -253,7 +258,7 @@ services:
         until = monotonic() + LEAVING
         while slot.process.ended is None and monotonic() < until:
             await asyncio.sleep(0.05)
-        slot.process.stop(0.1)
+        slot.stop(0.1)
         await self._back(slot)
 
     async def _back(self, slot: Slot) -> None:
@@ -288,8 +293,7 @@ services:
         if self.store == "memory":
             return
         for slot in (*self.workers, *self.gateways):
-            if slot.process is not None:
-                slot.process.stop(LEAVING)
+            slot.stop(LEAVING)
         from unjam.runs.store import make
 
         store = make(self.url)
