@@ -10,7 +10,7 @@ from tests.core.made import OK, balancer, endpoints, fleet, lease, refusal, requ
 from unjam.core.balancer import Balancer
 from unjam.core.load import LoadReport
 from unjam.core.model import Lease
-from unjam.core.spec import EjectionSpec, EndpointSpec, RegionSpec, SessionSpec, VersionSpec, WarmUpSpec
+from unjam.core.spec import EjectionSpec, EndpointSpec, QueueSpec, RegionSpec, SessionSpec, VersionSpec, WarmUpSpec
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -344,3 +344,135 @@ def test_a_silent_reporter_takes_its_endpoint_out_but_never_all_of_them() -> Non
     made.silence(two, False, 3.0)
     made.silence(three, False, 3.0)
     assert not one.usable
+
+
+# -- what a hostile reading found
+
+
+def test_a_need_above_all_memory_does_not_keep_heavy_work_away_for_ever() -> None:
+    """A model that is loaded once looks like what requests need; nothing runs any more that could show otherwise."""
+    made = balancer(service(fleet=endpoints(2, cores=8, memory=16 * GIB), queue=QueueSpec(timeout=1e9)))
+    teach(made, "/audit", 60.0)
+    both = fleet(made)
+
+    def report(now: float, used: int, free: int) -> None:
+        for endpoint in both:
+            cpu = 0.1 + (now % 10) / 100
+            made.report(endpoint, LoadReport(agent_memory=used, memory_free=free, cpu=cpu, agent_cpu=0.05), now)
+
+    report(0.0, GIB // 5, 15 * GIB)
+    running = [lease(heavy(made)) for _ in both]
+    now = 0.0
+    for _ in range(3):
+        now += 2.0
+        report(now, 9 * GIB, 6 * GIB)
+        for each in running:
+            made.finish(each, OK, now)
+        running = [started for _ in both if isinstance(started := heavy(made, now), Lease)]
+    for each in running:
+        made.finish(each, OK, now)
+    heavy(made, now)
+    for _ in range(600):
+        now += 2.0
+        report(now, 9 * GIB, 6 * GIB)
+        made.tick(now)
+    assert sum(endpoint.heavy for endpoint in both) >= 1
+
+
+def test_memory_of_fast_work_is_no_room_for_heavy_work() -> None:
+    made = balancer(service(fleet=endpoints(1, cores=16, slots=64, memory=16 * GIB)))
+    teach(made, "/audit", 60.0)
+    teach(made, "/hello", 0.1)
+    one = fleet(made)[0]
+
+    def report(now: float, used: int, free: int, cpu: float) -> None:
+        made.report(one, LoadReport(agent_memory=used, memory_free=free, cpu=cpu, agent_cpu=cpu / 2), now)
+
+    report(0.0, GIB // 5, 15 * GIB, 0.1)
+    for i in range(4):
+        now = 2.0 * i
+        each = lease(heavy(made, now))
+        report(now + 1.0, GIB // 5 + 3 * GIB, 12 * GIB, 0.2 + i / 50)
+        made.finish(each, OK, now + 1.5)
+        report(now + 1.9, GIB // 5, 15 * GIB, 0.1 + i / 50)
+    assert one.room == 4
+    for _ in range(24):
+        lease(made.offer(request(made.services["s"], "/hello", 10.0), 10.0))
+    report(11.0, GIB // 5 + 12 * GIB, 3 * GIB, 0.3)
+    assert one.room == 0
+
+
+def test_an_impossible_use_of_memory_stops_nobody_else() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8, memory=64 * GIB)))
+    teach(made, "/audit", 60.0)
+    liar, honest = fleet(made)
+    for endpoint in (liar, honest):
+        made.report(endpoint, LoadReport(agent_memory=GIB, memory_free=60 * GIB, cpu=0.1, agent_cpu=0.0), 0.0)
+    running = [lease(heavy(made)) for _ in range(6)]
+    made.report(liar, LoadReport(agent_memory=10**14, memory_free=60 * GIB, cpu=0.2, agent_cpu=0.0), 1.0)
+    for each in running:
+        made.finish(each, OK, 2.0)
+    made.report(honest, LoadReport(agent_memory=GIB, memory_free=60 * GIB, cpu=0.12, agent_cpu=0.0), 3.0)
+    assert honest.room > 10
+
+
+def test_a_saturated_server_that_clips_its_figure_is_no_liar() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8)))
+    one, _ = fleet(made)
+    for _ in range(4):
+        lease(made.offer(request(made.services["s"]), 0.0))
+    for i in range(60):
+        made.report(one, LoadReport(cpu=1.0, in_flight=2, source="header"), 2.0 * i)
+    assert one.tally is not None
+    assert one.tally.refused == 0
+
+
+def test_a_long_request_that_ends_hides_no_hog() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8)))
+    teach(made, "/audit", 600.0)
+    one, _ = fleet(made)
+    running = [lease(heavy(made)) for _ in range(2)]
+    for i in range(5):
+        made.report(one, LoadReport(cpu=0.95 + i / 1000, source="header"), 290.0 + 2.0 * i)
+    assert one.barred
+    made.finish(next(each for each in running if each.endpoint is one), OK, 299.0)
+    made.report(one, LoadReport(cpu=0.96, source="header"), 300.0)
+    assert one.barred
+
+
+def test_the_roomiest_may_try_when_the_roomy_one_fails() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8, memory=16 * GIB), queue=QueueSpec(timeout=1e9)))
+    teach(made, "/audit", 60.0)
+    roomy, tight = fleet(made)
+    made.report(roomy, LoadReport(memory_free=12 * GIB, agent_memory=GIB, cpu=0.1, agent_cpu=0.0), 0.0)
+    made.report(tight, LoadReport(memory_free=3 * GIB // 2, agent_memory=12 * GIB, cpu=0.1, agent_cpu=0.0), 0.0)
+    assert tight.room == 0
+    made.set_health(roomy, False, 1.0)
+    assert lease(heavy(made, 1.0)).endpoint is tight
+
+
+def test_a_limit_that_is_raised_is_taken() -> None:
+    made = balancer(service(fleet=endpoints(1)))
+    one = fleet(made)[0]
+    made.report(one, LoadReport(cores=8, memory=GIB // 2, memory_free=GIB // 4, cpu=0.1, agent_cpu=0.0), 0.0)
+    assert one.slots == 8
+    made.report(one, LoadReport(cores=8, memory=64 * GIB, memory_free=60 * GIB, cpu=0.12, agent_cpu=0.0), 2.0)
+    assert (one.spec.memory, one.slots) == (64 * GIB, 16)
+
+
+def test_one_that_comes_back_while_it_still_runs_is_not_judged_by_old_news() -> None:
+    made = balancer(service(fleet=endpoints(2, cores=8)))
+    teach(made, "/audit", 60.0)
+    one, other = fleet(made)
+    while lease(heavy(made)).endpoint is not one:
+        pass
+    made.report(one, LoadReport(cpu=0.95, agent_cpu=0.0), 1.0)
+    assert one.barred
+    made.apply(topology(service(fleet=[other.given])), 2.0)
+    made.apply(topology(service(fleet=[one.given, other.given])), 3.0)
+    assert fleet(made)[0] is one
+    for second in range(4, 60):
+        made.tick(float(second))
+    assert not one.barred
+    assert not one.choked
+    assert one.avail == 8.0

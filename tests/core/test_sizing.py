@@ -46,14 +46,14 @@ def test_what_a_heavy_request_is_taken_to_need_at_first(memory: int, guess: int)
 
 def test_a_need_is_believed_after_some_have_ended_and_fades() -> None:
     need = Need()
-    assert need.of(16 * GIB) == GIB
+    assert need.of(16 * GIB, 0.0) == GIB
     need.see(100 * MIB, 0, 0.0)
-    assert need.of(16 * GIB) == GIB  # it may have only begun
+    assert need.of(16 * GIB, 0.0) == GIB  # it may have only begun
     need.see(2 * GIB, 0, 1.0)
-    assert need.of(16 * GIB) == 2 * GIB  # seen already to need more than guessed
+    assert need.of(16 * GIB, 1.0) == 2 * GIB  # seen already to need more than guessed
     need.see(0.0, 3, 601.0)
-    assert need.of(16 * GIB) == pytest.approx(GIB)  # believed now, and half faded
-    assert need.of(MIB) == pytest.approx(GIB)
+    assert need.of(16 * GIB, 601.0) == pytest.approx(GIB)  # believed now, and half faded
+    assert need.of(16 * GIB, 1201.0) == pytest.approx(GIB / 2)  # also while nobody sees anything
 
 
 def test_the_most_at_once_is_remembered_for_a_minute() -> None:

@@ -32,6 +32,8 @@ __all__ = ["Applied", "Balancer", "LeaseEnded", "LoadReport", "Rng"]
 NOTHING: Final[tuple[Lease, ...]] = ()
 #: How much of the predicted wait must lie before the deadline for a request to be refused at once on its account.
 SURE: Final = 0.5
+#: Seconds of a request that count for how busy an endpoint was between two reports; longer ones are seen running.
+SHORT: Final = 2.0
 
 
 class Rng(Protocol):
@@ -123,7 +125,7 @@ class Balancer:
         else:
             del service.young[lease]
         seconds = now - lease.started
-        endpoint.busy += seconds
+        endpoint.busy += seconds if seconds < SHORT else SHORT
         if outcome is Outcome.OK:
             service.succeeded += 1
             endpoint.served += 1

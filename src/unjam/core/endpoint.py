@@ -179,11 +179,9 @@ class Endpoint:
     def _fit(self) -> None:
         """Bring the sizes together: what is configured is a promise, what is found fills in the rest."""
         spec = self.given
-        heard = self.heard
-        if heard is not None and spec.cores is None and heard.cores is not None:
-            spec = replace(spec, cores=heard.cores)
-        if heard is not None and heard.memory is not None and (spec.memory is None or heard.memory < spec.memory):
-            spec = replace(spec, memory=heard.memory)
+        cores, memory = self._sizes()
+        if (cores, memory) != (spec.cores, spec.memory):
+            spec = replace(spec, cores=cores, memory=memory)
         self.spec = spec
         self.base_slots = spec.hard_slots
         #: What `avail` is at its best.
@@ -195,15 +193,21 @@ class Endpoint:
 
     def sized(self) -> bool:
         """Take sizes that were found. True: they are new."""
-        heard = self.heard
-        assert heard is not None
         spec = self.spec
-        if (self.given.cores is None and heard.cores is not None and heard.cores != spec.cores) or (
-            heard.memory is not None and (spec.memory is None or heard.memory < spec.memory)
-        ):
-            self._fit()
-            return True
-        return False
+        if (spec.cores, spec.memory) == self._sizes():
+            return False
+        self._fit()
+        return True
+
+    def _sizes(self) -> tuple[float | None, int | None]:
+        """Cores and memory, as configured and found."""
+        given, heard = self.given, self.heard
+        if heard is None:
+            return given.cores, given.memory
+        memory = given.memory
+        if heard.memory is not None and (memory is None or heard.memory < memory):
+            memory = heard.memory
+        return heard.cores if given.cores is None else given.cores, memory
 
     def adapt(self, report: LoadReport) -> None:
         """Move the slots toward what the endpoint can do, by one report."""
@@ -274,9 +278,12 @@ class Endpoint:
             if free < MEMORY_SHORT * limit:
                 return 0.0
             used: int | None = heard.latest("agent_memory", now) if sole is None else sole.agent_memory
-            need = self.pool.version.heavy_need.of(limit)
+            need = self.pool.version.heavy_need.of(limit, now)
             # Where it isn't told apart, those that run are taken to have grown to their full size.
-            ours = self.heavy * need if used is None or heard.base is None else max(0.0, used - heard.base)
+            # What else it uses, for fast work or for others, is not theirs to go on using.
+            ours = self.heavy * need
+            if used is not None and heard.base is not None:
+                ours = min(ours, max(0.0, min(used, limit - free) - heard.base))
             room = sizing.heavy_room(free, limit, ours, need)
             self.room = room if room < self.slots else AMPLE
         cache: float | None = heard.latest("cache", now) if sole is None else sole.cache

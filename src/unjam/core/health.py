@@ -62,6 +62,11 @@ class Health:
             self._warm_up(endpoint, now)
         self.settle(endpoint, now)
 
+    def back(self, endpoint: Endpoint, now: float) -> None:
+        """It was here before, and what it said then still counts for what it is worth."""
+        self._fresh[endpoint] = None
+        self.changed(endpoint, now)
+
     def left(self, endpoint: Endpoint, now: float) -> None:
         """It was removed from the configuration; what runs on it may end."""
         endpoint.removed = True
@@ -244,7 +249,7 @@ class Health:
             for each in version.endpoints.values():
                 self._use(version, each)
         self._use(version, endpoint)
-        if turned and version.barred:
+        if turned and (version.barred or any(each.room <= 0 for each in version.endpoints.values())):
             self._look_over(version)
         if bool(before) is not bool(version.usable) or version.down is bool(version.usable):
             self._turn(version, now)

@@ -140,7 +140,7 @@ class Heard:
         if report.memory is not None:
             self.memory = report.memory
         if report.agent_memory is not None:
-            self._learn(report.agent_memory, endpoint, now)
+            self._learn(report, endpoint, now)
         if report.cpu is not None and (
             report.agent_cpu is not None or report.source == self._cpu_source or at - self._cpu_at > FRESH
         ):
@@ -205,14 +205,19 @@ class Heard:
                 best, best_at = value, at
         return best
 
-    def _learn(self, used: int, endpoint: Endpoint, now: float) -> None:
+    def _learn(self, report: LoadReport, endpoint: Endpoint, now: float) -> None:
         """What the agent uses when idle, and what a heavy request adds to that."""
+        used = report.agent_memory
+        assert used is not None
+        limit = endpoint.spec.memory
+        if limit is not None and report.memory_free is not None:
+            used = max(0, min(used, limit - report.memory_free))  # pages that processes share are counted for each
         if not endpoint.inflight or (self.base is not None and used < self.base):
             self.base = used
         if self.base is None:
             return
         crowd = self.crowd.see(endpoint.heavy, now)
-        if crowd:
+        if crowd and (report.in_flight is None or report.in_flight <= endpoint.inflight):
             ended = endpoint.heavy_ended - self._heavy_ended
             endpoint.pool.version.heavy_need.see((used - self.base) / crowd, ended, now)
         self._heavy_ended = endpoint.heavy_ended
@@ -229,8 +234,8 @@ class Heard:
 
     def _frozen(self, report: LoadReport, endpoint: Endpoint, now: float) -> str:
         """Figures that never move while requests run are made up."""
-        if report.cpu is None:
-            return ""
+        if report.cpu is None or (report.cpu in (0.0, 1.0) and report.agent_cpu is report.memory_free is None):
+            return ""  # the ends of a scale that was cut off there say the same for long
         figures = (report.cpu, report.agent_cpu, report.memory_free, report.agent_memory)
         before = self._figures.get(report.source)
         if before is None or before[0] != figures:

@@ -70,7 +70,11 @@ class LoadReport:
         """Why this cannot be true, in words; empty when it can."""
         for value, (name, most) in zip(_figures(self), _BOUNDS, strict=True):
             if value is not None and not 0 <= value <= most:  # which NaN isn't either
-                if not math.isfinite(value):
+                try:
+                    finite = math.isfinite(value)
+                except OverflowError:
+                    finite = False
+                if not finite:
                     return f"{name} is not a number"
                 return f"{name} is {value:g}: it must be from 0 to {most:g}"
         if self.cores is not None and self.cores < _LEAST_CORES:

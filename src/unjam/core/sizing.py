@@ -58,20 +58,25 @@ class Need:
     def see(self, observed: float, ended: int, now: float) -> None:
         """Requests were seen to use `observed` bytes each, and `ended` of them have ended since. The largest counts,
         fading."""
-        if self.bytes:
-            self.bytes *= 0.5 ** (max(0.0, now - self._at) / NEED_HALF_LIFE)
+        self.bytes = max(self.now(now), observed, float(NEED_LEAST))
         self._at = now
-        self.bytes = max(self.bytes, observed, float(NEED_LEAST))
         self._ended += ended
+
+    def now(self, now: float) -> float:
+        """What is left of it: it fades whether anything is seen or not, or a need above all memory would keep heavy
+        work away for ever."""
+        faded: float = self.bytes * 0.5 ** (max(0.0, now - self._at) / NEED_HALF_LIFE)
+        return faded
 
     @property
     def sure(self) -> bool:
         return self._ended >= SURE_AFTER
 
-    def of(self, memory: int) -> float:
+    def of(self, memory: int, now: float) -> float:
         """Bytes to reckon with for one request on an endpoint with so much `memory`. What has only begun may still
         grow, so the first few count as the first guess at least."""
-        return self.bytes if self.sure else max(self.bytes, float(first_guess(memory)))
+        need = self.now(now)
+        return max(need, float(NEED_LEAST)) if self.sure else max(need, float(first_guess(memory)))
 
 
 class Crowd:

@@ -110,7 +110,7 @@ def _heavy_words(endpoint: Endpoint, now: float) -> list[str]:
         if cache is not None and cache >= CACHE_FULL:
             return [f"no heavy work: its cache is {cache * 100:.0f} % full", *_beside(other)]
         free = heard.latest("memory_free", now) or 0
-        need = version.heavy_need.of(endpoint.spec.memory or 0)
+        need = version.heavy_need.of(endpoint.spec.memory or 0, now)
         return [f"no heavy work: {_size(free)} free, one needs {_size(need)}", *_beside(other)]
     if not endpoint.takes_heavy() or (
         version.heavy_most is not None
@@ -240,7 +240,7 @@ def _load(endpoint: Endpoint, now: float) -> dict[str, Any] | None:
         "late": heard.late,
         "problem": heard.problem,
         "trust": heard.trust(now),
-        "heavy_memory": round(need.bytes) if need.bytes else None,
+        "heavy_memory": round(need.now(now)) if need.bytes else None,
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from unjam.core.endpoint import Endpoint
+from unjam.core.endpoint import AMPLE, Endpoint
 from unjam.core.lanes import FEW, add_slots, recap, set_caps
 from unjam.core.load import READY
 from unjam.core.model import Refusal
@@ -232,10 +232,14 @@ class Reload:
             endpoint.configure(spec)
             endpoint.removed = endpoint.draining = endpoint.drained = endpoint.silent = False
             endpoint.load_state = READY
+            endpoint.barred = endpoint.choked = False
+            endpoint.room = AMPLE
         version.endpoints[endpoint.url] = endpoint
         version.large += endpoint.slots > FEW
         pool.add(endpoint)
         self.health.joined(endpoint, self.now, warm_up=not fresh)
+        if endpoint.heard is not None:
+            self.health.back(endpoint, self.now)
         return endpoint
 
     def _pool(self, version: Version, spec: EndpointSpec) -> Pool:

@@ -11,6 +11,7 @@ told to is a way into its own network.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
@@ -299,6 +300,8 @@ def _forbidden(target: Target, discover: Discover, peer: str) -> str:
     if target.scheme == "unix":
         return "A Unix socket can't be added by a reporter: list it in the configuration."
     address = _ip(target.host)
+    if address is None and _is_number(target.host):
+        return f"{target.host} is an odd way to write an address: write it with four numbers and dots."
     if discover.networks is not None:
         if address is None:
             return f"{target.host} is a name, and this version discovers networks: give the address."
@@ -311,6 +314,15 @@ def _forbidden(target: Target, discover: Discover, peer: str) -> str:
     if here and peer not in ("", "unix") and not is_loopback(str(_ip(peer) or peer)):
         return f"{target.host} is this gateway's own machine, and the report comes from another: give its address."
     return ""
+
+
+def _is_number(host: str) -> bool:
+    """A resolver takes it for an address although it isn't written as one: 0x7f000001, 127.1, 2130706433."""
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True
 
 
 def _ip(text: str) -> Address | None:

@@ -37,7 +37,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     version: str | None = None
     region: str | None = None
     slots: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
-    weight: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 1.0
+    weight: Annotated[float, msgspec.Meta(ge=0.001, le=1_000)] = 1.0
     state: Literal["ready", "draining", "leaving"] = "ready"
     load: Load | None = None
     echo: str | None = None

@@ -429,6 +429,13 @@ class ReportConnection(asyncio.Protocol):
     def on_timer(self, now: float) -> float:
         """See `timers.Timed`."""
         settings = self._reports.gateway.settings
+        if self.transport.is_closing():
+            # What it doesn't read must not keep its connection for ever.
+            due = self._last + LINGER
+            if now < due:
+                return due
+            self.transport.abort()
+            return NEVER
         if self._mode == CLOSED:
             return NEVER
         if self._mode == CLOSING or self._paused:

@@ -97,7 +97,10 @@ def _first(found: dict[str, list[float]], names: tuple[str, ...]) -> list[float]
 
 def _count(values: Iterable[float]) -> int:
     """Their sum; not a whole number only when it is none at all, which the core says."""
-    total = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+    try:
+        total = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+    except OverflowError:  # each a number, their sum none
+        total = math.nan
     return round(total) if math.isfinite(total) else total  # type: ignore[return-value]
 
 
