@@ -160,7 +160,7 @@ async def test_over_tls_it_is_verified(tmp_path: Path) -> None:
         ("true", "http://[fe80::1]:80"),
         ("true", "http://[::ffff:169.254.169.254]"),
         ("true", "http://0xa9fea9fe"),
-        ("true", "http://127.1:9000"),
+        ("true", "http://0x7f000001:9000"),
         ("true", "http://0.0.0.0:9000"),
         ("true", "http://224.0.0.1:9000"),
         ("true", "unix:/var/run/docker.sock"),
