@@ -7,6 +7,9 @@ over as many processes as the descriptor limit forces. Pings every 30 s, which t
 server's processes grew by (PSS), not the kernel's for the sockets, which is the same for all. A message carries the
 time at which it was handed to the server; its latency ends when a client has read it, and the clients share the
 machine.
+
+unjam is a whole gateway, `unjam serve`: each client subscribes to a run at /v1/ws, and a message is an event that a
+worker appends to its log. nchan and `websockets` have neither runs nor logs: they pass the message on.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,27 +43,80 @@ PADDING = 200
 
 @dataclass
 class Server:
-    """Something that holds WebSocket clients at /ws and tells them all what is sent to /broadcast."""
+    """Something that holds WebSocket clients at `path` and tells them all what `tell` is given."""
 
     name: str
     note: str
-    files: dict[str, str] = field(default_factory=dict)
+    path: str = "/ws"
 
     def missing(self) -> str | None:
         return None
 
     def version(self) -> str:
-        return results.unjam_version() if self.name == "unjam" else metadata.version(self.name)
+        return metadata.version(self.name)
 
     def argv(self, port: int, folder: Path) -> list[str]:
         module = [sys.executable, "-m", "benchmarks.load.socket_server", self.name]
         return [*module, "--port", str(port), "--ping-every", str(PING_EVERY)]
+
+    def prepare(self, port: int) -> str:
+        """Once it is ready. What each of its clients says first; empty: nothing."""
+        return ""
 
     def tell(self, port: int, message: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/broadcast?" + urllib.parse.quote(message))
         assert connection.getresponse().status == 200
         connection.close()
+
+
+class Unjam(Server):
+    """One run in each process, which its clients follow."""
+
+    def __init__(self, name: str, note: str) -> None:
+        super().__init__(name, note, "/v1/ws")
+        self._runs: dict[int, tuple[str, int]] = {}
+
+    def version(self) -> str:
+        return results.unjam_version()
+
+    def argv(self, port: int, folder: Path) -> list[str]:
+        (folder / "unjam.yaml").write_text(f"""\
+listen: 127.0.0.1:{port}
+admin: off
+state: "memory:"
+access_log: off
+runs: {{lease: 1h}}
+services:
+  bench:
+    match: {{path: /bench}}
+    runs: {{execute: pull}}
+    versions: {{v1: {{endpoints: ["http://127.0.0.1:9"]}}}}
+""")
+        return [sys.executable, "-m", "unjam", "serve", "--config", str(folder / "unjam.yaml")]
+
+    def prepare(self, port: int) -> str:
+        self._call(port, "/v1/runs", {"service": "bench"})
+        claimed = self._call(port, "/v1/workers/claim", {"services": ["bench"], "worker": "bench"})
+        run = claimed["run"]["id"]
+        self._runs[port] = run, 0
+        return json.dumps({"op": "subscribe", "run": run, "after": 1})
+
+    def tell(self, port: int, message: str) -> None:
+        run, batch = self._runs[port]
+        self._runs[port] = run, batch + 1
+        event = {"type": "news", "data": message}
+        self._call(port, f"/v1/runs/{run}/append", {"fence": 1, "batch": batch + 1, "events": [event]})
+
+    def _call(self, port: int, path: str, body: Any) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        said = answer.read()
+        connection.close()
+        if answer.status not in (200, 201):
+            raise RuntimeError(f"{path}: {answer.status} {said[:200]!r}")
+        return json.loads(said)
 
 
 class Nchan(Server):
@@ -114,7 +170,7 @@ http {{
 
 
 SERVERS = [
-    Server("unjam", "the connections a gateway holds, with a handler that does nothing; one process, uvloop"),
+    Unjam("unjam", "`unjam serve`, memory store; each client follows a run at /v1/ws"),
     Nchan("nchan", "1 worker, one channel"),
     Server("websockets", "asyncio server on uvloop, no compression"),
 ]
@@ -123,7 +179,8 @@ SERVERS = [
 class Holders:
     """The clients, in as many processes as their own descriptors force."""
 
-    def __init__(self, ports: list[int], clients: int, rate: float, hard: int) -> None:
+    def __init__(self, path: str, ports: list[int], first: list[str], clients: int, rate: float, hard: int) -> None:
+        """`first`: what the clients of each port say first."""
         count = -(-clients // (hard - 100))
         share = -(-clients // count)
         self.running = []
@@ -131,6 +188,7 @@ class Holders:
             argv = [sys.executable, "-m", "benchmarks.load.hold_sockets", "--ports", *map(str, ports)]
             mine = min(share, clients - number * share)
             argv += ["--clients", str(mine), "--rate", str(rate / count), "--first", str(number * share)]
+            argv += ["--path", path, "--say", *first]
             self.running.append(
                 subprocess.Popen(argv, cwd=results.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
@@ -169,7 +227,7 @@ def one(server: Server, scratch: Path, clients: int, processes: int, given: argp
     """Everything about one server with so many clients."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
-        running, ports = [], []
+        running, ports, first = [], [], []
         for number in range(processes):
             folder = scratch / f"{server.name}-{number}"
             folder.mkdir()
@@ -179,15 +237,16 @@ def one(server: Server, scratch: Path, clients: int, processes: int, given: argp
             wait_until_ready(process, port, "/healthz")
             running.append(process)
             ports.append(port)
+            first.append(server.prepare(port))
         pids = [pid for process in running for pid in process.pids]
-        warm = Holders(ports, 200, 1000.0, hard)
+        warm = Holders(server.path, ports, first, 200, 1000.0, hard)
         stack.callback(warm.kill)
         warm.answers()
         warm.close()
         time.sleep(given.settle)
         before = {"pss": pss_bytes(pids), "rss": rss_bytes(pids)}
         opening = cpu_seconds(pids)
-        holders = Holders(ports, clients, given.rate, hard)
+        holders = Holders(server.path, ports, first, clients, given.rate, hard)
         stack.callback(holders.kill)
         opened = holders.answers()
         opening = cpu_seconds(pids) - opening

@@ -5,6 +5,8 @@
 Prints a JSON line when all are open. Then it obeys lines on stdin: `expect WORD SECONDS` waits until every client was
 told a text that begins with WORD and a time (of `time.monotonic`, the same for all processes), or the seconds are
 over, and prints how long each took; `count` prints what came since; the end of input ends it.
+
+With `--say`, for each port, each client says that once it is open. A text that is a JSON object counts by its `data`.
 """
 
 from __future__ import annotations
@@ -23,18 +25,25 @@ from benchmarks.common.figures import quantile
 PONG = b"\x8a\x80mask"
 
 
+def masked(message: bytes) -> bytes:
+    """A text of at most 65,535 bytes, as clients send it."""
+    length = b"%c" % (0x80 | len(message)) if len(message) < 126 else b"\xfe" + len(message).to_bytes(2, "big")
+    return b"\x81" + length + bytes(4) + message
+
+
 class Holder:
     """All clients of one process in one epoll loop, spread over the ports and over loopback source addresses, so that
     no pair of addresses runs out of ports. `first`: the number of the first client, so that processes differ."""
 
-    def __init__(self, ports: list[int], path: str, first: int) -> None:
+    def __init__(self, ports: list[int], path: str, first: int, say: list[str]) -> None:
         self.ports = ports
+        self.say = [masked(message.encode()) if message else b"" for message in say or [""] * len(ports)]
         self.path = path
         self.number = first
         self.poll = select.epoll()
         self.poll.register(0, select.EPOLLIN)
         self.socks: dict[int, socket.socket] = {}
-        self.shaking: set[int] = set()
+        self.shaking: dict[int, int] = {}
         self.rest: dict[int, bytes] = {}
         self.told: dict[str, list[float]] = {}
         self.pings = 0
@@ -61,7 +70,7 @@ class Holder:
         sock.setblocking(False)
         fd = sock.fileno()
         self.socks[fd] = sock
-        self.shaking.add(fd)
+        self.shaking[fd] = number % len(self.ports)
         self.poll.register(fd, select.EPOLLIN)
 
     def read(self, wait: float) -> None:
@@ -92,8 +101,10 @@ class Holder:
         head, end, rest = data.partition(b"\r\n\r\n")
         if not end:
             return data
-        self.shaking.discard(fd)
+        place = self.shaking.pop(fd)
         if head.startswith(b"HTTP/1.1 101"):
+            if self.say[place]:
+                self.socks[fd].send(self.say[place])
             return rest
         self.trouble.append(head[:100].decode("latin-1"))
         self._drop(fd)
@@ -113,7 +124,13 @@ class Holder:
                 with contextlib.suppress(OSError):
                     self.socks[fd].send(PONG if not payload else b"\x8a%c\x00\x00\x00\x00%b" % (0x80 | length, payload))
             elif data[0] == 0x81:
+                if payload.startswith(b"{"):
+                    payload = payload.partition(b'"data":"')[2]
                 word, _, at = payload.partition(b" ")
+                if not at:
+                    self.trouble.append(repr(payload[:40]))
+                    data = data[start + length :]
+                    continue
                 self.told.setdefault(word.decode(), []).append(time.monotonic() - float(at.split(b" ", 1)[0]))
             else:
                 self.trouble.append(f"frame {data[0]:x} {payload[:40]!r}")
@@ -123,7 +140,7 @@ class Holder:
     def _drop(self, fd: int) -> None:
         self.lost += 1
         self.poll.unregister(fd)
-        self.shaking.discard(fd)
+        self.shaking.pop(fd, None)
         self.rest.pop(fd, None)
         self.socks.pop(fd).close()
 
@@ -173,10 +190,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=1000.0, help="clients opened per second")
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--say", nargs="*", default=[])
     given = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    holder = Holder(given.ports, given.path, given.first)
+    holder = Holder(given.ports, given.path, given.first, given.say)
     holder.open_all(given.clients, given.rate)
     print(json.dumps(holder.counted()), flush=True)
     while line := holder.line():
