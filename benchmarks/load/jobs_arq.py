@@ -37,7 +37,7 @@ async def job(ctx: dict[str, Any], given: str) -> dict[str, Any]:
 async def slow(ctx: dict[str, Any]) -> None:
     await ctx["redis"].rpush("begun", time.monotonic())
     await asyncio.sleep(2.0)
-    await ctx["redis"].incr("done")
+    await ctx["redis"].incr("slow")
 
 
 async def enqueue(port: int, number: int) -> None:

@@ -51,7 +51,7 @@ async def job(name: str, given: str) -> dict[str, Any]:
 async def slow() -> None:
     await redis.rpush("begun", time.monotonic())
     await asyncio.sleep(2.0)
-    await redis.incr("done")
+    await redis.incr("slow")
 
 
 async def enqueue(number: int) -> None:
