@@ -12,7 +12,7 @@ _TYPES: dict[str, Any] = {
     "boolean": bool,
     "null": type(None),
 }
-_IGNORED = {"title", "description", "default", "format"}
+_IGNORED = {"title", "description", "default", "format", "discriminator"}
 
 
 def check(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = "$") -> None:
@@ -66,6 +66,11 @@ def check(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str =
             assert re.search(given, value), f"{where}: {value!r}"
         else:
             raise AssertionError(f"{keyword} is not known here")
+
+
+def message(document: dict[str, Any], by: str, value: Any) -> None:
+    """Holds one message of a socket against the document. `by`: client or server."""
+    check(value, document["paths"]["/v1/ws"]["get"]["x-messages"][by], document)
 
 
 def _is(value: Any, kind: str) -> bool:

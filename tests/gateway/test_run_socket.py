@@ -20,10 +20,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from unjam.config import parse
 from unjam.gateway import run_socket, socket_shapes
+from unjam.gateway.openapi import document
 from unjam.gateway.sockets import HIGH
 from unjam.runs.hub import SIZE
 from unjam.runs.store.base import LogExpired
 
+from . import schema
 from .durable import SERVICES, Api, Fragile, Shared, runs_gateway
 from .harness import PATIENCE, Running, gateway, in_loop, until
 from .held import Client, masked, text
@@ -33,14 +35,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class Talk:
-    """A client of the protocol, by `websockets`."""
+    """A client of the protocol, by `websockets`. All that is said is held against the gateway's OpenAPI document."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
         self.aside: list[Any] = []
 
     async def send(self, op: str, **more: Any) -> None:
-        await self.connection.send(json.dumps({"op": op, **more}))
+        message = {"op": op, **more}
+        schema.message(document(), "client", message)
+        await self.connection.send(json.dumps(message))
 
     async def recv(self) -> Any:
         if self.aside:
@@ -48,7 +52,9 @@ class Talk:
         return await self._recv()
 
     async def _recv(self) -> Any:
-        return json.loads(await asyncio.wait_for(self.connection.recv(), PATIENCE))
+        said = json.loads(await asyncio.wait_for(self.connection.recv(), PATIENCE))
+        schema.message(document(), "server", said)
+        return said
 
     async def ask(self, op: str, **more: Any) -> Any:
         """Send it with a ref, and return its answer; what comes before that is kept."""
@@ -695,7 +701,7 @@ async def test_messages_that_do_not_fit_are_errors_and_the_socket_goes_on() -> N
 async def test_a_message_that_is_too_large_is_1009_and_a_binary_one_1003() -> None:
     async with runs_gateway(runs="{max_input: 1KiB}") as running:
         async with talk(running) as client:
-            await client.send("input", run="x" * 70_000, data=1)
+            await client.send("input", run="x", data="x" * 70_000)
             assert await client.closed() == 1009
         async with talk(running) as client:
             await client.connection.send(b'{"op":"hello"}')

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from unjam import __version__
+from unjam.gateway import run_socket, socket_shapes
 from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.local import Answer, LocalExchange
 from unjam.gateway.paths import Paths
@@ -153,11 +154,18 @@ def document() -> dict[str, Any]:
             if status in (429, 503):
                 answer["headers"] = _RETRY
             answers[str(status)] = answer
-        answers["default"] = {
-            "description": "Any other error.",
-            "content": {"application/json": {"schema": schema[shapes.ErrorView]}},
-        }
+        answers["default"] = _refusal(schema)
         paths.setdefault(path, {})[method] = operation
+    said, told = _messages(components)
+    paths[run_socket.PATH] = {
+        "get": {
+            "operationId": "openSocket",
+            "summary": "A WebSocket of the subprotocol unjam.v1; x-messages: what is said on it",
+            "parameters": [],
+            "responses": {"101": {"description": "The WebSocket is open."}, "default": _refusal(schema)},
+            "x-messages": {"client": said, "server": told},
+        }
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "unjam runs", "version": __version__},
@@ -168,6 +176,20 @@ def document() -> dict[str, Any]:
         },
         "security": [{}, {"key": []}],
     }
+
+
+def _refusal(schema: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    content = {"application/json": {"schema": schema[shapes.ErrorView]}}
+    return {"description": "Any other error.", "content": content}
+
+
+def _messages(components: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What clients and gateway say on a socket; its parts go into `components`, under names of their own."""
+    (said, told), parts = msgspec.json.schema_components(
+        [socket_shapes.Said, socket_shapes.Told], ref_template=_REF.replace("{name}", "Socket{name}")
+    )
+    components.update({f"Socket{name}": part for name, part in parts.items()})
+    return said, told
 
 
 def _parameters(call: dict[str, Any]) -> Iterable[dict[str, Any]]:
