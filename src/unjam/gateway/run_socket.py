@@ -212,8 +212,6 @@ class RunSocket(Handler):
             return
         if self.caller is NOBODY:
             self._unauthorised("say who you are first: hello with a token")
-        elif not self._shared.durable.gateway.settings.keyring.holds(self.caller):
-            self._unauthorised("the key is not valid any more")
         elif isinstance(message, said.Create):
             self._taken(len(text))
             self._shared.durable.gateway.spawn(self._create(message, len(text)))
