@@ -235,3 +235,28 @@ def test_retention_deletes_all_of_a_run_and_its_room_is_used_again(tmp_path: Pat
         rows.close()
 
     in_loop(body)
+
+
+# -- leases over a restart ---------------------------------------------------------------------------------------------
+
+
+def test_owners_get_the_configured_lease_when_the_file_is_opened_again(tmp_path: Path) -> None:
+    """The clock that their leases went by ended with its process; shorter or longer than was promised is wrong."""
+
+    async def body() -> None:
+        now = 0.0
+        path = tmp_path / "runs.db"
+        async with opened(path) as store:
+            run, _ = await store.create(new())
+            await claimed(store)
+        again = SqliteStore(path, time.time, lambda: now, 3.0)
+        await again.open()
+        try:
+            now = 2.9
+            assert await again.sweep() == []
+            now = 3.1
+            assert [settled.run.id for settled in await again.sweep()] == [run.id]
+        finally:
+            await again.close()
+
+    in_loop(body)

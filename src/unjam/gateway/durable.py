@@ -61,7 +61,11 @@ class Durable:
         inner = (
             store
             if store is not None
-            else make(config.state.url, lambda why: log.warning("store_warning", store=self.kind, why=why))
+            else make(
+                config.state.url,
+                lambda why: log.warning("store_warning", store=self.kind, why=why),
+                config.runs.lease,
+            )
         )
         self.store = CountedStore(inner, self.stats, self._went_away, self._came_back)
         self.hub = Hub(self.store, on_fault=lambda: log.exception("fault", what="following a run"))

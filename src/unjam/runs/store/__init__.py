@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unjam.runs.store.base import Store
+from unjam.runs.store.base import LEASE, Store
 
 
-def make(url: str, on_warning: Callable[[str], None] = lambda why: None) -> Store:
+def make(url: str, on_warning: Callable[[str], None] = lambda why: None, lease: float = LEASE) -> Store:
     """The store of a URL: `memory`, `sqlite:PATH`, or one of the Redis URLs. Not open yet. `on_warning` is told, in
-    words, of what endangers runs and still works. Raises ValueError for a URL of no store."""
+    words, of what endangers runs and still works; `lease`: seconds for which owners are waited for after a start.
+    Raises ValueError for a URL of no store."""
     scheme, _, rest = url.partition(":")
     if scheme == "memory":
         from unjam.runs.store.memory import MemoryStore
@@ -21,7 +22,7 @@ def make(url: str, on_warning: Callable[[str], None] = lambda why: None) -> Stor
     if scheme == "sqlite":
         from unjam.runs.store.sqlite import SqliteStore
 
-        return SqliteStore(rest)
+        return SqliteStore(rest, lease=lease)
     if scheme.startswith("redis"):
         from unjam.runs.store.redis import RedisStore
 

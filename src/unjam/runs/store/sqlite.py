@@ -60,19 +60,21 @@ class _GroupFailed(Exception):
 
 class SqliteStore:
     """`path`: of the file, which is made where there is none. `clock`: wall time; `monotonic`: what leases go by. Both
-    in seconds, and called on any thread."""
+    in seconds, and called on any thread. `lease`: seconds that the owners of running runs are given when the file is
+    opened: the clock that their leases went by is gone."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        lease: float = LEASE,
     ) -> None:
         self.on_growth: OnGrowth = lambda run, seq: None
         self.on_ready: OnReady = lambda service: None
         self.path = Path(path)
         self._watched: set[str] = set()
-        self._ledger = Ledger(clock, monotonic, self._watched)
+        self._ledger = Ledger(clock, monotonic, self._watched, lease)
         self._lock = Lock(self.path)
         self._reader: sqlite3.Connection | None = None
         self._writing: Desk | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from unjam.runs.machine import QUEUED, RUNNING, Status
-from unjam.runs.store.base import LEASE, UnknownRun
+from unjam.runs.store.base import UnknownRun
 from unjam.runs.store.order import Due
 from unjam.runs.store.sqlite_queue import FETCH, Window
 from unjam.runs.store.sqlite_rows import COLUMNS, Live, Rows, live_from
@@ -31,9 +31,13 @@ _Before = tuple[Any, ...] | None
 
 
 class State:
-    """`clock`: wall time; `monotonic`: what leases go by. `watched`: ids whose growth is to be told."""
+    """`clock`: wall time; `monotonic`: what leases go by. `watched`: ids whose growth is to be told. `lease`: seconds
+    that owners get when the file is opened."""
 
-    def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float], watched: set[str]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], monotonic: Callable[[], float], watched: set[str], lease: float
+    ) -> None:
+        self._lease = lease
         self.connection: sqlite3.Connection | None = None
         self.commits = 0
         #: The group is to reach the disk: otherwise it survives a killed process, but not a power cut. Set it before.
@@ -79,7 +83,7 @@ class State:
             for service, number in rows:
                 self._counts.setdefault(service, {QUEUED: 0, RUNNING: 0})[status] = number
         lent, self._lent, self._leases = self._lent, {}, Due()
-        fresh = (self._monotonic() + LEASE, LEASE)
+        fresh = (self._monotonic() + self._lease, self._lease)
         for row in connection.execute(_RUNNING):
             live = live_from(row)
             self._lives[live.run.id] = live
