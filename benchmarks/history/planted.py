@@ -43,7 +43,7 @@ def main() -> int:
     from unjam.cli.serve import Choices, run
     from unjam.gateway import durable
 
-    durable.make = lambda url, on_warning: Unfenced()  # type: ignore[assignment]
+    durable.make = lambda url, on_warning, lease: Unfenced()  # type: ignore[assignment]
     return run(Choices(config=Path(sys.argv[1])), os.environ)
 
 
