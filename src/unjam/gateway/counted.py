@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from unjam.runs.machine import TERMINAL
-from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled
-from unjam.runs.store.base import LEASE, OnGrowth, OnReady, Runs, Store, StoreAway, StoreError
+from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
+from unjam.runs.store.base import LEASE, OnGrowth, OnReady, Runs, Store, StoreAway, StoreError, Workers
 from unjam.telemetry.runs import RunsStats
 
 T = TypeVar("T")
@@ -185,6 +185,12 @@ class CountedStore:
 
     async def depth(self) -> dict[str, tuple[int, int]]:
         return await self._ask(self._store.depth)
+
+    async def announce(self, info: WorkerInfo, ttl: float) -> None:
+        await self._ask(lambda: self._store.announce(info, ttl))
+
+    async def workers(self) -> Workers:
+        return await self._ask(self._store.workers)
 
     def watch(self, run: str) -> None:
         self._store.watch(run)

@@ -139,6 +139,24 @@ class Batch(msgspec.Struct, frozen=True):
     ended: bool
 
 
+class WorkerInfo(msgspec.Struct, kw_only=True, frozen=True):
+    """A worker that is there, as it was last announced. `slots`: runs it does at once; `running`: those it does now.
+    `load`: what it says of its machine, figures named as in a load report; None: nothing. `via`: the name of the
+    gateway it came by, or `direct` for one that talks to the store itself. `started`, `at`: wall time of its start and
+    of what is said here."""
+
+    id: str
+    services: tuple[str, ...]
+    version: str | None = None
+    slots: int = 1
+    running: int = 0
+    lanes: tuple[str, ...] = ("fast", "heavy")
+    load: dict[str, float] | None = None
+    via: str = "direct"
+    started: float = 0.0
+    at: float = 0.0
+
+
 class Settled(msgspec.Struct, frozen=True):
     """What became of a run in `finish`, `cancel`, `release` or `sweep`. `changed`: it was this call that did it."""
 

@@ -40,7 +40,7 @@ class InRedis(Harness):
         self.times.wall += seconds
 
     async def advance(self, seconds: float) -> None:
-        names = [f"{self.prefix}{{{tag}}}:leases" for tag in TAGS]
+        names = [f"{self.prefix}{{{tag}}}:{what}" for tag in TAGS for what in ("leases", "present")]
         for server in self.servers:
             with server.client() as client:
                 # A server of a cluster refuses to tell of the keys that others have.

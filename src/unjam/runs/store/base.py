@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled
+from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
 
 #: Seconds a claim holds without a sign of life; workers give one every third of it.
 LEASE: Final = 30.0
@@ -22,6 +22,10 @@ LARGEST: Final = 16 << 20
 KEY_KEPT: Final = 24 * 3600.0
 #: Seconds an ended run is kept at least.
 KEPT_AT_LEAST: Final = 3600.0
+#: Workers that are known to be there at once; above that, those whose word ends first are forgotten first.
+MOST_WORKERS: Final = 10_000
+#: Bytes that a worker may say of itself.
+LARGEST_WORD: Final = 16 << 10
 
 
 class StoreError(Exception):
@@ -91,6 +95,7 @@ OnReady = Callable[[str], None]
 
 #: `Store.list` would hide `list` within the class.
 Runs = list[Run]
+Workers = list[WorkerInfo]
 
 
 class Store(Protocol):
@@ -196,6 +201,14 @@ class Store(Protocol):
 
     async def depth(self) -> dict[str, tuple[int, int]]:
         """By service: runs queued, runs running. One that has neither may be missing."""
+
+    async def announce(self, info: WorkerInfo, ttl: float) -> None:
+        """This worker is there, for `ttl` seconds of the store's own clock unless it is announced again; 0: it is gone.
+        For people and planning: no run depends on it, and what fails here harms none. Not durable: a store that is
+        opened again may know of nobody until the next word. Raises TooLarge."""
+
+    async def workers(self) -> Workers:
+        """Those that are there, by id."""
 
     def watch(self, run: str) -> None:
         """From now on `on_growth` is told of this run. Register first, then read, then go live."""

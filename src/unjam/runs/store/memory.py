@@ -38,6 +38,7 @@ from unjam.runs.model import (
     NewRun,
     Run,
     Settled,
+    WorkerInfo,
     age,
     attempt_data,
     created_data,
@@ -57,9 +58,11 @@ from unjam.runs.store.base import (
     Runs,
     StoreAway,
     UnknownRun,
+    Workers,
     check_size,
 )
 from unjam.runs.store.order import Due, Waiting
+from unjam.runs.store.presence import Presence
 
 #: Bytes counted for a run and for an event beside their payloads: about what they take.
 _RUN, _EVENT = 2048, 200
@@ -126,6 +129,7 @@ class MemoryStore:
         #: key → digest, run, wall time of its use.
         self._keys: dict[_Key, tuple[bytes, str, float]] = {}
         self._watched: set[str] = set()
+        self._presence = Presence(monotonic)
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -389,6 +393,14 @@ class MemoryStore:
 
     def unwatch(self, run: str) -> None:
         self._watched.discard(run)
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def announce(self, info: WorkerInfo, ttl: float) -> None:
+        self._presence.announce(info, ttl)
+
+    async def workers(self) -> Workers:
+        return self._presence.workers()
 
     # -- who may ----------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from unjam.runs.model import (
     NewRun,
     Run,
     Settled,
+    WorkerInfo,
     age,
     created_data,
     failed_data,
@@ -43,6 +44,7 @@ from unjam.runs.model import (
 from unjam.runs.store.base import (
     KEPT_AT_LEAST,
     LEASE,
+    MOST_WORKERS,
     Fenced,
     OnGrowth,
     OnReady,
@@ -50,9 +52,11 @@ from unjam.runs.store.base import (
     StoreAway,
     StoreError,
     UnknownRun,
+    Workers,
     check_size,
 )
-from unjam.runs.store.redis_codec import batch_of, checked, created_run, fields_of, flat, run_of
+from unjam.runs.store.presence import word
+from unjam.runs.store.redis_codec import batch_of, checked, created_run, fields_of, flat, run_of, worker_of
 from unjam.runs.store.redis_feed import Channels, Feed
 from unjam.runs.store.redis_link import BULK, Link
 from unjam.runs.store.redis_ready import Heads, Places
@@ -320,6 +324,15 @@ class RedisStore:
                     queued, running = depths.get(name.decode(), (0, 0))
                     depths[name.decode()] = (queued + int(count) * (at == 0), running + int(count) * (at == 1))
         return depths
+
+    async def announce(self, info: WorkerInfo, ttl: float) -> None:
+        length = 0 if ttl <= 0 else _ms(ttl)
+        await self._indexed("announce", 0, info.id, length, word(info), MOST_WORKERS, durable=False)
+
+    async def workers(self) -> Workers:
+        reply = await self._indexed("workers", 0, durable=False)
+        found = [info for info in map(worker_of, reply[1]) if info is not None]
+        return sorted(found, key=lambda info: info.id)
 
     def watch(self, run: str) -> None:
         try:

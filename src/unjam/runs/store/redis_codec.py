@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from unjam.runs.model import Batch, Event, NewEvent, NewRun, Run
+from unjam.runs.model import Batch, Event, NewEvent, NewRun, Run, WorkerInfo
 from unjam.runs.store.base import Fenced, KeyReused, LogExpired, QueueFull, UnknownRun
 
 
@@ -90,6 +90,14 @@ def fields_of(new: NewRun) -> list[Any]:
     if new.metadata is not None:
         fields += ["metadata", bytes(new.metadata)]
     return fields
+
+
+def worker_of(said: bytes) -> WorkerInfo | None:
+    """None for what another version says that isn't understood here: it is for people only."""
+    try:
+        return msgspec.json.decode(said, type=WorkerInfo)
+    except msgspec.MsgspecError:
+        return None
 
 
 def flat(events: Sequence[NewEvent]) -> list[Any]:

@@ -61,10 +61,12 @@ _NAMES: Final = [
     "dead",
     "housekeep",
     "depth",
+    "announce",
+    "workers",
 ]
 #: What frees memory is done in want of it, too.
 _FREEING: Final = frozenset({"finish", "release", "cancel", "sweep", "housekeep"})
-_READING: Final = frozenset({"claimed", "heads", "inputs", "get", "result", "read", "list", "dead", "depth"})
+_READING: Final = frozenset({"claimed", "heads", "inputs", "get", "result", "read", "list", "dead", "depth", "workers"})
 
 #: A place for a line: the server, and what it is used for: 0 and 1, small calls; `_BULK`: large ones.
 _Key = tuple[Address, int]

@@ -5,9 +5,9 @@ many operations. One that fails takes no other with it: the others are done agai
 call blocks the event loop.
 
 What returned survives the death of any process (also `kill -9`). A power cut takes nothing that was created, claimed,
-sent or settled; it may take the last moments' events and checkpoints of a running run. Leases are kept in memory: when
-the file is opened, each running run has a fresh one. On a full disk, or a file that can't be written to, calls raise
-`StoreAway`, having changed nothing, and work again once they can.
+sent or settled; it may take the last moments' events and checkpoints of a running run. Leases, and which workers are
+there, are kept in memory: when the file is opened, each running run has a fresh lease. On a full disk, or a file that
+can't be written to, calls raise `StoreAway`, having changed nothing, and work again once they can.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from unjam.runs.machine import FINISH
-from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled
+from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
 from unjam.runs.store import sqlite_reader as reader
 from unjam.runs.store.base import (
     KEPT_AT_LEAST,
@@ -31,8 +31,10 @@ from unjam.runs.store.base import (
     Runs,
     StoreAway,
     StoreError,
+    Workers,
     check_size,
 )
+from unjam.runs.store.presence import Presence
 from unjam.runs.store.sqlite_desk import Answers, Desk, Done, Job, Jobs, settle
 from unjam.runs.store.sqlite_ledger import Ledger
 from unjam.runs.store.sqlite_schema import INTACT, LOCKED, Lock, code, connect, prepare, translated
@@ -76,6 +78,7 @@ class SqliteStore:
         self._watched: set[str] = set()
         self._ledger = Ledger(clock, monotonic, self._watched, lease)
         self._lock = Lock(self.path)
+        self._presence = Presence(monotonic)
         self._reader: sqlite3.Connection | None = None
         self._writing: Desk | None = None
         self._reading: Desk | None = None
@@ -202,6 +205,14 @@ class SqliteStore:
 
     def unwatch(self, run: str) -> None:
         self._watched.discard(run)
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def announce(self, info: WorkerInfo, ttl: float) -> None:
+        self._presence.announce(info, ttl)
+
+    async def workers(self) -> Workers:
+        return self._presence.workers()
 
     # -- on the loop --------------------------------------------------------------------------------------------------
 
