@@ -168,7 +168,7 @@ def test_top_level(refused: Refused, text: str, key: str, message: str, fix: str
         ("fallback: [a]", "fallback[0]", "round in a circle: a → a", "Remove one"),
         ("fallback: [{maintenance: x}, {maintenance: y}]", "fallback[0]", "nothing comes after", "end of the list"),
         ("fallback: [{status: 503}]", "fallback[0]", "neither a service nor a message", "maintenance"),
-        ("fallback: [{maintenance: x, status: 200}]", "fallback[0].status", "not a status of failure", "400 to 599"),
+        ("fallback: [{maintenance: x, status: 302}]", "fallback[0].status", "302 is no status for it", "400 to 599"),
         ("fallback: [{service: a, status: 500}]", "fallback[0]", "belong to maintenance", "Remove"),
         ("fallback: [{redirect: 'http://x'}]", "fallback[0].redirect", "there is no key redirect", "maintenance"),
         ("fallback: [{maintenance: ''}]", "fallback[0].maintenance", "needs a message", "We are back soon"),

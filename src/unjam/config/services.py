@@ -283,8 +283,8 @@ def _maintenance_status(value: object) -> int:
     from unjam.config.quantities import count
 
     status = count(value)
-    if not 400 <= status <= 599:
-        raise BadValue(f"{status} is not a status of failure", "Give one from 400 to 599; 503 is usual.")
+    if status != 200 and not 400 <= status <= 599:
+        raise BadValue(f"{status} is no status for it", "Give one from 400 to 599, of which 503 is usual; or 200.")
     return status
 
 
@@ -296,7 +296,8 @@ class FallbackStep(Model):
         None, description="What callers read when nothing is left; last step only."
     )
     status: Annotated[int, PlainValidator(_maintenance_status), Kind("status")] = Field(
-        _MAINTENANCE.status, description="Status of the maintenance answer."
+        _MAINTENANCE.status,
+        description="Status of the maintenance answer: 400 to 599, or 200 for one that callers read like any other.",
     )
     retry_after: Duration = Field(_MAINTENANCE.retry_after, description="Its Retry-After.")
 

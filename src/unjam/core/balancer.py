@@ -535,7 +535,7 @@ class Balancer:
 
     def _unserved(self, request: Request, now: float) -> Refusal:
         service = request.service
-        if service.maintenance is not None and not request.tried:
+        if service.maintenance is not None:
             return refusals.maintenance(request, service.maintenance)
         return refusals.no_endpoint(request, service, now)
 

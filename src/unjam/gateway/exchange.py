@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
-from unjam.gateway import heads, loads, respond
+from unjam.gateway import heads, loads, maintenance, respond
 from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
@@ -153,7 +153,13 @@ class Exchange(Request):
         """The core won't serve it: tell the client why, and when to come back."""
         self.ticket = None
         self.stats.shed(refusal.reason)
-        self.fail(refusal.status, refusal.reason, refusal.message, refusal.retry_after)
+        if refusal.reason is Reason.MAINTENANCE:
+            if self.head.upgrade is not None:
+                self.client.keep_alive = False  # what follows on it are frames
+            self._settle_body()
+            self._answer(maintenance.answer(self, refusal), refusal.status, refusal.reason, Outcome.CANCELLED, False)
+        else:
+            self.fail(refusal.status, refusal.reason, refusal.message, refusal.retry_after)
 
     def dispatch(self, lease: Lease, now: float) -> None:
         """A slot is ours; send the request there, over an idle connection or a new one."""
@@ -469,11 +475,7 @@ class Exchange(Request):
     ) -> None:
         """Answer with an error of our own, before any byte of the endpoint's, and end."""
         client = self.client
-        self.status = status
-        self.reason = reason
-        self.drop_upstream()
-        if not self.body_done:
-            client.keep_alive = client.can_discard(self.head, self.bytes_in)
+        self._settle_body()
         answer = respond.error(
             status,
             reason,
@@ -484,8 +486,19 @@ class Exchange(Request):
             close=not client.keep_alive,
             head_only=self.head.method == "HEAD",
         )
+        self._answer(answer, status, reason, outcome, unreached)
+
+    def _settle_body(self) -> None:
+        """It will be answered without its body having been read: whether the connection can be kept all the same."""
+        self.drop_upstream()
+        if not self.body_done:
+            self.client.keep_alive = self.client.can_discard(self.head, self.bytes_in)
+
+    def _answer(self, answer: bytes, status: int, reason: str, outcome: Outcome, unreached: bool) -> None:
+        self.status = status
+        self.reason = reason
         self.bytes_out += len(answer)
-        client.write(answer)
+        self.client.write(answer)
         self._end(outcome, False, unreached=unreached)
 
     def cut(self, outcome: Outcome, reason: str, message: str) -> None:

@@ -32,8 +32,32 @@ def error(
     extra: bytes = b"",
     head_only: bool = False,
 ) -> bytes:
-    """One whole answer. `code` is the stable reason (log field, metric label); `extra`: header lines, serialised."""
+    """An error. `code` is the stable reason (log field, metric label); `extra`: header lines, serialised."""
     content_type, body = error_body(dialect, code, message, request_id, status)
+    return whole(
+        status,
+        content_type,
+        body,
+        request_id=request_id,
+        retry_after=retry_after,
+        close=close,
+        extra=extra,
+        head_only=head_only,
+    )
+
+
+def whole(
+    status: int,
+    content_type: bytes,
+    body: bytes,
+    *,
+    request_id: str = "",
+    retry_after: float | None = None,
+    close: bool = False,
+    extra: bytes = b"",
+    head_only: bool = False,
+) -> bytes:
+    """One whole answer with this body, or with its head only."""
     lines = [
         status_line(status),
         b"content-type: %b\r\ncontent-length: %d\r\ncache-control: no-store\r\n" % (content_type, len(body)),

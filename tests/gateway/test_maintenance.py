@@ -1,0 +1,136 @@
+"""The end of a fallback chain, read by the clients that people use: plain HTTP, OpenAI's SDK, event streams, WebSocket."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+import websockets
+
+from tests.gateway.harness import Agent, Call, Running, gateway, in_loop
+
+MESSAGE = "We are improving this agent. Please try again soon."
+
+
+def config(agent: Agent, step: str = "", service: str = "") -> str:
+    return (
+        f"services:\n  main:\n    match: {{path: /}}\n{service}"
+        f"    fallback: [{{maintenance: '{MESSAGE}', retry_after: 90s{step}}}]\n"
+        f"    versions: {{v: {{endpoints: ['{agent.url}']}}}}\n"
+    )
+
+
+async def gone() -> Agent:
+    """An endpoint that nobody listens at."""
+    agent = await Agent().start()
+    await agent.stop()
+    return agent
+
+
+def sdk(running: Running) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key="unused", max_retries=0)
+
+
+@in_loop
+async def test_json_from_the_first_request_on_and_on_the_same_connection() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent, ", status: 529")) as gw:
+        wire = await gw.connect()
+        for _ in range(8):  # also of those that find out that nobody is there
+            answer = await wire.get()
+            assert (answer.status, answer.header("retry-after")) == (529, "90")
+            error = json.loads(answer.body)["error"]
+            assert (error["code"], error["message"]) == ("maintenance", MESSAGE)
+            assert error["request_id"] == answer.header("x-request-id")
+
+
+@in_loop
+async def test_who_asked_for_events_reads_an_event() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent)) as gw:
+        wire = await gw.connect()
+        answer = await wire.post(headers="Accept: text/event-stream\r\n")
+        assert (answer.status, answer.header("retry-after")) == (503, "90")
+        assert answer.header("content-type") == "text/event-stream"
+        retry, event, data, end, last = answer.body.decode().split("\n")
+        assert (retry, event, end, last) == ("retry: 90000", "event: error", "", "")
+        assert json.loads(data.removeprefix("data: "))["error"]["message"] == MESSAGE
+
+
+@in_loop
+async def test_with_status_200_event_sources_are_told_and_come_back_later() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent, ", status: 200")) as gw:
+        wire = await gw.connect()
+        answer = await wire.get(headers="Accept: text/event-stream\r\n")
+        assert answer.status == 200
+        assert answer.body.startswith(b"retry: 90000\nevent: maintenance\n")
+        assert MESSAGE in answer.body.decode()
+        answer = await wire.get()
+        assert json.loads(answer.body)["maintenance"]["message"] == MESSAGE
+
+
+@in_loop
+async def test_openais_sdk_raises_its_own_error_with_the_message() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent, service="    dialect: openai\n")) as gw, sdk(gw) as client:
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": "hi"}], stream=stream
+                )
+            error = caught.value
+            assert error.status_code == 503
+            assert error.code == "maintenance"
+            assert error.body["message"] == MESSAGE  # type: ignore[index]
+            assert error.response.headers["retry-after"] == "90"
+
+
+@in_loop
+async def test_with_status_200_openais_sdk_reads_it_as_the_assistants_words() -> None:
+    agent = await gone()
+    async with (
+        gateway(config=config(agent, ", status: 200", "    dialect: openai\n")) as gw,
+        sdk(gw) as client,
+    ):
+        asked = {"model": "m-1", "messages": [{"role": "user", "content": "hi"}]}
+        completion = await client.chat.completions.create(**asked)  # type: ignore[call-overload]
+        assert completion.choices[0].message.content == MESSAGE
+        assert (completion.model, completion.choices[0].finish_reason) == ("m-1", "stop")
+        said = []
+        async for chunk in await client.chat.completions.create(**asked, stream=True):  # type: ignore[call-overload]
+            said.append(chunk.choices[0].delta.content or "")
+        assert "".join(said) == MESSAGE
+
+
+@in_loop
+async def test_a_websocket_is_closed_with_the_message_as_its_reason() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent)) as gw:
+        async with websockets.connect(f"ws://127.0.0.1:{gw.port}/chat") as socket:
+            with pytest.raises(websockets.ConnectionClosed) as caught:
+                await socket.recv()
+        assert caught.value.rcvd is not None
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1013, MESSAGE)
+        await gw.settled()
+
+
+@in_loop
+async def test_the_next_service_is_asked_before_the_message_when_the_first_cannot_be_reached() -> None:
+    async def basic(call: Call) -> None:
+        await call.answer(b"basic")
+
+    agent, plain = await gone(), await Agent(basic).start()
+    text = config(agent).replace("fallback: [", "fallback: [plain, ")
+    text += f"  plain: {{versions: {{v: {{endpoints: ['{plain.url}']}}}}}}\n"
+    async with gateway(plain, config=text) as gw:
+        wire = await gw.connect()
+        for _ in range(8):
+            answer = await wire.get()
+            assert (answer.status, answer.body, answer.header("x-unjam-fallback")) == (200, b"basic", "plain")
+        await plain.stop()
+        for _ in range(8):
+            answer = await wire.get()
+            assert answer.status == 503
+            assert json.loads(answer.body)["error"]["message"] == MESSAGE
