@@ -16,8 +16,8 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -45,55 +45,20 @@ from unjam.runs.store.base import (
     KEPT_AT_LEAST,
     LEASE,
     MOST_WORKERS,
-    Fenced,
-    OnGrowth,
-    OnReady,
     Runs,
-    StoreAway,
     StoreError,
-    UnknownRun,
     Workers,
     check_size,
 )
 from unjam.runs.store.presence import word
 from unjam.runs.store.redis_codec import batch_of, checked, created_run, fields_of, flat, run_of, worker_of
-from unjam.runs.store.redis_feed import Channels, Feed
-from unjam.runs.store.redis_link import BULK, Link
-from unjam.runs.store.redis_ready import Heads, Places
-from unjam.runs.store.redis_url import parse
-
-#: Owned runs whose next seq is remembered, for logs that lose their tail.
-_REMEMBERED: Final = 1 << 16
-#: Seconds that a count of a cluster's queues may be old, unless it is near the limit.
-_COUNTED: Final = 0.2
+from unjam.runs.store.redis_link import BULK
+from unjam.runs.store.redis_scripts import Scripts, ms, new_token, optional
 
 
-class RedisStore:
+class RedisStore(Scripts):
     """`url`: see `redis_url`. `on_warning`: told in words what endangers runs (eviction, no append-only file, no TLS).
     `clock`: wall time in seconds; None: the server's."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        on_warning: Callable[[str], None] = lambda warning: None,
-        clock: Callable[[], float] | None = None,
-    ) -> None:
-        self.on_growth: OnGrowth = lambda run, seq: None
-        self.on_ready: OnReady = lambda service: None
-        self._place = parse(url)
-        self._prefix = self._place.prefix
-        self._clock = clock
-        self._link = Link(self._place, on_warning)
-        self._feed = Feed(self._link, self._heard, self._subscribed)
-        self._link.on_map = self._feed.replan
-        self._watched: set[str] = set()
-        self._services: set[str] = set()
-        self._ready: set[str] = set()
-        self._heads: dict[tuple[frozenset[str], bool, tuple[str, ...]], Heads] = {}
-        self._counted: dict[str, tuple[float, int]] = {}
-        self._known: dict[str, tuple[int, int]] = {}
-        self._later: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         try:
@@ -189,7 +154,7 @@ class RedisStore:
     async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
         check_size(checkpoint)
         reply = await self._owned(
-            run, "heartbeat", fence, _ms(lease), *_optional(checkpoint), bulk=len(checkpoint or b"") > BULK
+            run, "heartbeat", fence, ms(lease), *optional(checkpoint), bulk=len(checkpoint or b"") > BULK
         )
         return Beat(reply[1] is not None, reply[2])
 
@@ -210,7 +175,7 @@ class RedisStore:
         check_size(result, error, *(event.data for event in events))
         to = change("running", trigger).to
         reply = await self._owned(
-            run, "finish", fence, _token(), to, *_optional(result), *_optional(error),
+            run, "finish", fence, new_token(), to, *optional(result), *optional(error),
             failed_data(error) if to == "failed" else b"{}", "" if batch is None else batch, self._next(run, fence),
             *flat(events), bulk=len(result or b"") > BULK,
         )  # fmt: skip
@@ -219,7 +184,7 @@ class RedisStore:
 
     async def release(self, run: str, fence: int, checkpoint: bytes | None = None) -> Settled:
         check_size(checkpoint)
-        reply = await self._owned(run, "release", fence, _token(), *_optional(checkpoint))
+        reply = await self._owned(run, "release", fence, new_token(), *optional(checkpoint))
         self._known.pop(run, None)
         return Settled(run_of(reply[2]), reply[1] == 1)
 
@@ -236,11 +201,11 @@ class RedisStore:
         return settled
 
     async def cancel(self, run: str) -> Settled:
-        reply = checked(await self._script("cancel", run, _token()), run)
+        reply = checked(await self._script("cancel", run, new_token()), run)
         return Settled(run_of(reply[2]), reply[1] == 1)
 
     async def requeue(self, run: str) -> Settled:
-        reply = checked(await self._script("requeue", run, _token()), run)
+        reply = checked(await self._script("requeue", run, new_token()), run)
         return Settled(run_of(reply[2]), reply[1] == 1)
 
     # -- to and from it -------------------------------------------------------------------------------------------
@@ -326,7 +291,7 @@ class RedisStore:
         return depths
 
     async def announce(self, info: WorkerInfo, ttl: float) -> None:
-        length = 0 if ttl <= 0 else _ms(ttl)
+        length = 0 if ttl <= 0 else ms(ttl)
         await self._indexed("announce", 0, info.id, length, word(info), MOST_WORKERS, durable=False)
 
     async def workers(self) -> Workers:
@@ -347,40 +312,11 @@ class RedisStore:
             self._watched.remove(run)
             self._feed.remove(f"{self._prefix}{{p{run[4:6]}}}:log:{run}")
 
-    # -- scripts ----------------------------------------------------------------------------------------------------
-
-    def _now(self) -> str:
-        return "" if self._clock is None else f"{self._clock():.6f}"
-
-    async def _script(self, name: str, run: str, *argv: Any, durable: bool = True, bulk: bool = False) -> Sequence[Any]:
-        """One that is about a run."""
-        try:
-            part = partition_of(run)
-        except ValueError:
-            raise UnknownRun(f"no run {run[:40]}") from None
-        key = f"{self._prefix}{{p{part:02x}}}:run:{run}"
-        return await self._link.script(name, part, key, run, *argv, now=self._now(), durable=durable, bulk=bulk)
-
-    async def _indexed(self, name: str, part: int, *argv: Any, durable: bool = True) -> Sequence[Any]:
-        """One that is about the indexes of a partition, or of all where there is one server."""
-        tag = self._link.tags[part]
-        key = f"{self._prefix}{{{tag}}}:order"
-        return checked(await self._link.script(name, part, key, tag, *argv, now=self._now(), durable=durable))
-
-    async def _owned(self, run: str, name: str, fence: int, *argv: Any, bulk: bool = False) -> Sequence[Any]:
-        """One that only the run's owner may."""
-        try:
-            return checked(await self._script(name, run, fence, *argv, bulk=bulk), run)
-        except (Fenced, UnknownRun):
-            if (known := self._known.get(run)) is not None and known[0] == fence:
-                del self._known[run]
-            raise
-
     async def _claim(
         self, part: int, services: Sequence[str], worker: str, pull: bool, lanes: Sequence[str], lease: float
     ) -> Claim | None:
-        token = _token()
-        wanted = ("1" if pull else "0", _ms(lease), len(lanes), *lanes, *services)
+        token = new_token()
+        wanted = ("1" if pull else "0", ms(lease), len(lanes), *lanes, *services)
         try:
             reply = await self._indexed("claim", part, token, worker, *wanted)
         except asyncio.CancelledError:
@@ -400,112 +336,3 @@ class RedisStore:
                 await self.release(reply[1].decode(), reply[2])
         except StoreError:
             pass  # its lease will end
-
-    def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
-
-    # -- what an owner knows ----------------------------------------------------------------------------------------
-
-    def _remember(self, run: str, fence: int, following: int) -> None:
-        self._known[run] = (fence, following)
-        if len(self._known) > _REMEMBERED:
-            del self._known[next(iter(self._known))]
-
-    def _next(self, run: str, fence: int) -> int | str:
-        known = self._known.get(run)
-        return known[1] if known is not None and known[0] == fence else ""
-
-    # -- a cluster's queues -----------------------------------------------------------------------------------------
-
-    def _heads_of(self, services: frozenset[str], pull: bool, lanes: tuple[str, ...]) -> Heads:
-        key = (services, pull, lanes)
-        if key not in self._heads:
-            every = range(len(self._link.tags))
-            self._heads[key] = Heads(services, pull, lanes, lambda: self._look(every, sorted(services), pull, lanes))
-        return self._heads[key]
-
-    async def _look(self, parts: Sequence[int], services: Sequence[str], pull: bool, lanes: Sequence[str]) -> Places:
-        wanted = ("1" if pull else "0", len(lanes), *lanes, *services)
-        replies = await asyncio.gather(*(self._indexed("heads", part, *wanted, durable=False) for part in parts))
-        return [
-            (part, [float(place) if place else None for place in reply[1]])
-            for part, reply in zip(parts, replies, strict=True)
-        ]
-
-    async def _room(self, service: str, most: int) -> bool:
-        now = asyncio.get_running_loop().time()
-        at, count = self._counted.get(service, (float("-inf"), 0))
-        if now - at > _COUNTED or count >= most * 0.9:
-            names = [f"{self._prefix}{{{tag}}}:queued" for tag in self._link.tags]
-            counts = await asyncio.gather(
-                *(self._link.command(part, "HGET", name, service) for part, name in enumerate(names))
-            )
-            at, count = now, sum(int(count or 0) for count in counts)
-        self._counted[service] = (at, count + 1)
-        return count < most
-
-    # -- hints --------------------------------------------------------------------------------------------------------
-
-    def _heard(self, channel: str, payload: bytes) -> None:
-        if not channel.endswith("}:ready"):
-            run = channel[-31:]
-            if run in self._watched:
-                self.on_growth(run, int(payload))
-            return
-        pull, lane, place, service = payload.decode().split("\n", 3)
-        if self._link.clustered:
-            part = int(channel[-9:-7], 16)
-            for heads in self._heads.values():
-                heads.hint(pull == "1", lane, service, part, float(place))
-        self._tell_ready({service})
-
-    def _tell_ready(self, services: set[str]) -> None:
-        if not self._ready:
-            asyncio.get_running_loop().call_soon(self._told)
-        self._ready |= services
-
-    def _told(self) -> None:
-        services, self._ready = self._ready, set()
-        for service in services:
-            self.on_ready(service)
-
-    def _subscribed(self, channels: Channels) -> None:
-        """From now on we are told; what was before must be looked up."""
-        runs = [channel[-31:] for channel in channels if not channel.endswith("}:ready")]
-        if len(runs) < len(channels) and self._services:
-            self._tell_ready(set(self._services))
-        if runs:
-            self._do_later(self._catch_up(runs))
-
-    async def _catch_up(self, runs: Channels) -> None:
-        while runs:
-            some, runs = runs[:500], runs[500:]
-            try:
-                found = await asyncio.gather(*map(self._seq, some))
-            except StoreAway:
-                runs = some + runs
-                await asyncio.sleep(0.5)
-                continue
-            for run, seq in zip(some, found, strict=True):
-                if seq is not None and run in self._watched:
-                    self.on_growth(run, int(seq))
-
-    async def _seq(self, run: str) -> bytes | None:
-        part = partition_of(run)
-        key = f"{self._prefix}{{p{part:02x}}}:run:{run}"
-        seq: bytes | None = await self._link.command(part, "HGET", key, "seq")
-        return seq
-
-
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
-
-
-def _token() -> str:
-    return secrets.token_hex(8)
-
-
-def _optional(payload: bytes | None) -> tuple[str, bytes]:
-    return ("0", b"") if payload is None else ("1", payload)
