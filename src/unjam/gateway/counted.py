@@ -5,8 +5,9 @@ Whoever works with runs here (API, dispatcher, hub, sweeps) goes by this one, so
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from unjam.runs.machine import TERMINAL
 from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
@@ -14,6 +15,9 @@ from unjam.runs.store.base import LEASE, OnGrowth, OnReady, Runs, Store, StoreAw
 from unjam.telemetry.runs import RunsStats
 
 T = TypeVar("T")
+
+#: Results fetched at once. Each may be large, and whoever asked for it answers with it before the next one comes.
+RESULTS: Final = 8
 
 
 class CountedStore:
@@ -28,6 +32,7 @@ class CountedStore:
         self._on_away = on_away
         self._on_back = on_back
         self._open = False
+        self._results = asyncio.Semaphore(RESULTS)
 
     # Whom the store tells.
 
@@ -159,7 +164,8 @@ class CountedStore:
         return await self._ask(lambda: self._store.get(run))
 
     async def result(self, run: str) -> bytes | None:
-        return await self._ask(lambda: self._store.result(run))
+        async with self._results:
+            return await self._ask(lambda: self._store.result(run))
 
     async def read(self, run: str, after: int = -1, limit: int = 256, size: int = 1 << 20) -> Batch:
         return await self._ask(lambda: self._store.read(run, after, limit, size))

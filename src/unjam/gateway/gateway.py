@@ -20,6 +20,7 @@ from unjam.core.balancer import Balancer
 from unjam.core.model import Lease, Outcome, Refusal, Request
 from unjam.gateway import features, respond
 from unjam.gateway.auth import NOBODY, Tenant
+from unjam.gateway.backlog import Backlog
 from unjam.gateway.exchange import Exchange
 from unjam.gateway.paths import Paths
 from unjam.gateway.routing import Router
@@ -73,6 +74,7 @@ class Gateway:
         #: Monotonic seconds as of the last tick: good enough for idle times.
         self.now = monotonic()
         self.wheel = Wheel(self.now)
+        self.backlog = Backlog()
         #: Sockets held by the data plane, and how many it may hold.
         self.descriptors = 0
         self.descriptor_cap = 1 << 30

@@ -1,7 +1,8 @@
 """Requests that the gateway answers itself: a `LocalExchange` stands on a `ClientConnection` where an `Exchange` would.
 
-It collects the body, bounded; runs a handler coroutine; writes a whole answer, or a stream with back-pressure and
-heartbeats. The connection does the rest as for any request: keep-alive, pipelining, slow bodies, stalled readers.
+It collects the body, bounded; runs a handler coroutine; writes a whole answer, a large one in pieces as its reader
+takes them, or a stream with back-pressure and heartbeats. The connection does the rest as for any request: keep-alive,
+pipelining, slow bodies, stalled readers.
 
 A handler returns an `Answer`, raises `Refused`, or takes the exchange over and returns None: then it has called `start`
 or `hold`, and whoever it left the exchange to calls `end` or `answer`. An exchange that is held needs no task.
@@ -32,6 +33,10 @@ EVENTS: Final = b"text/event-stream"
 #: The access log's outcome of what the gateway answered itself, well or badly, and of a client that left.
 ANSWERED: Final = "ok"
 LEFT: Final = "cancelled"
+
+
+#: Bytes of a large answer that are written at once; the next piece goes when the client has taken the one before.
+PIECE: Final = 65536
 
 
 class Gone(Exception):
@@ -76,6 +81,7 @@ class LocalExchange:
         "_chunked",
         "_due",
         "_on_due",
+        "_rest",
         "_room",
         "arrived",
         "beats",
@@ -144,6 +150,8 @@ class LocalExchange:
         self.body: list[bytes] = []
         self._chunked = False
         self._room: asyncio.Future[None] | None = None
+        #: What is still to be written of a large answer.
+        self._rest: memoryview | None = None
         self._due = NEVER
         self._on_due: Callable[[], None] | None = None
 
@@ -184,8 +192,9 @@ class LocalExchange:
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def answer(self, answer: Answer) -> None:
-        """Write a whole answer, and end. Nothing when the client has left."""
-        if self.state == ENDED:
+        """Write a whole answer, and end: when the client has taken nearly all of it, if it is a large one. Nothing when
+        the client has left."""
+        if self.state == ENDED or self._rest is not None:
             return
         body = answer.body
         status = answer.status
@@ -207,12 +216,21 @@ class LocalExchange:
             answer.lines,
             self._connection(),
         )
-        self._write_first(status, head + body)
-        self._end(ANSWERED)
+        if len(body) <= PIECE:
+            self._write_first(status, head + body)
+            self._end(ANSWERED)
+            return
+        self._write_first(status, head)
+        self._let_go()
+        self._rest = memoryview(body)
+        self.on_room = self._write_rest
+        self._write_rest()
+        if self.state != ENDED:
+            self.client.gateway.backlog.add(self, len(body))
 
     def refuse(self, refused: Refused) -> None:
         """Write an error, and end. In a stream that has begun it is its last event."""
-        if self.state == ENDED:
+        if self.state == ENDED or self._rest is not None:
             return
         self.reason = refused.code
         request_id = self.request_id.decode("ascii")
@@ -271,7 +289,17 @@ class LocalExchange:
         return not self.client.write_paused
 
     async def send(self, data: bytes) -> None:
-        """A piece of a stream, when there is room for it. Raises `Gone`. One task at a time."""
+        """A piece of a stream, when there is room for it; a large one bit by bit. Raises `Gone`. One task at a time."""
+        backlog = self.client.gateway.backlog
+        for start in range(0, len(data), PIECE):
+            if start == PIECE:
+                backlog.add(self, len(data))
+            await self._for_room()
+            self.write(data[start : start + PIECE])
+        backlog.remove(self)
+
+    async def _for_room(self) -> None:
+        """Raises `Gone`."""
         while self.state != ENDED and self.client.write_paused:
             self._room = self.client.gateway.loop.create_future()
             try:
@@ -280,7 +308,6 @@ class LocalExchange:
                 self._room = None
         if self.state == ENDED:
             raise Gone
-        self.write(data)
 
     def end(self) -> None:
         """The stream is whole."""
@@ -433,6 +460,26 @@ class LocalExchange:
         self.bytes_out += len(data)
         self.client.write(data)
 
+    def _write_rest(self) -> None:
+        client = self.client
+        rest = self._rest
+        while rest and not client.write_paused and not client.transport.is_closing():
+            piece, rest = rest[:PIECE], rest[PIECE:]
+            self._rest = rest
+            self.bytes_out += len(piece)
+            client.write(bytes(piece))
+        if not rest and self.state != ENDED:
+            self._end(ANSWERED)
+
+    def _let_go(self) -> None:
+        """There is nothing more to say for whoever it was left to."""
+        on_ended, self.on_ended = self.on_ended, None
+        self.on_room = self.on_drain = self._on_due = self.handler = None
+        self._due = NEVER
+        self.body = []
+        if on_ended is not None:
+            on_ended()
+
     def _end(self, outcome: str) -> None:
         self.state = ENDED
         client = self.client
@@ -442,11 +489,9 @@ class LocalExchange:
         room, self._room = self._room, None
         if room is not None and not room.done():
             room.set_result(None)
-        on_ended, self.on_ended = self.on_ended, None
-        self.on_room = self.on_drain = self._on_due = self.handler = None
-        self.body = []
-        if on_ended is not None:
-            on_ended()
+        self._rest = None
+        gateway.backlog.remove(self)
+        self._let_go()
         if gateway.access_log.enabled:
             self._log(outcome)
         client.exchange_ended(self.body_done)

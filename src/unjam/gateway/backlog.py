@@ -1,0 +1,38 @@
+"""Large answers that a gateway holds until their readers have taken them: together they cost a bounded amount."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from unjam.gateway.local import LocalExchange
+
+#: Bytes that they may hold together.
+MOST: Final = 128 << 20
+
+
+class Backlog:
+    """When they are more than `most` bytes, the slowest reader is dropped: it may come back."""
+
+    __slots__ = ("_held", "most", "size")
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self.size = 0
+        self._held: dict[LocalExchange, int] = {}
+
+    def add(self, exchange: LocalExchange, size: int) -> None:
+        """It has `size` bytes to give, and its reader has not taken all of them at once."""
+        self._held[exchange] = size
+        self.size += size
+        while self.size > self.most and len(self._held) > 1:
+            now = monotonic()
+            slowest = min(self._held, key=lambda each: each.bytes_out / (now - each.first_byte + 1.0))
+            self.remove(slowest)
+            slowest.reason = "stalled_reader"
+            slowest.client.transport.abort()
+
+    def remove(self, exchange: LocalExchange) -> None:
+        """It has ended, or been dropped already."""
+        self.size -= self._held.pop(exchange, 0)
