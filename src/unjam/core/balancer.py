@@ -19,6 +19,7 @@ from unjam.core.model import FAILURES, Lease, Outcome, Reason, Refusal, Request,
 from unjam.core.quota import Region, Reservation
 from unjam.core.snapshot import snapshot
 from unjam.core.topology import Applied, Reload
+from unjam.core.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,15 +46,27 @@ class Rng(Protocol):
 
 
 class Balancer:
-    """One per gateway. `services`, `regions`: by name, as configured; read them, change them through the methods."""
+    """One per gateway. `services`, `regions`: by name, as configured; read them, change them through the methods.
+    `workers`: what claims runs."""
 
-    __slots__ = ("_health", "_leaving", "_matcher", "_quota_wait", "_reservation", "_rng", "regions", "services")
+    __slots__ = (
+        "_health",
+        "_leaving",
+        "_matcher",
+        "_quota_wait",
+        "_reservation",
+        "_rng",
+        "regions",
+        "services",
+        "workers",
+    )
 
     def __init__(self, rng: Rng) -> None:
         self.services: dict[str, Service] = {}
         self.regions: dict[str, Region] = {}
         self._rng = rng
         self._health = Health()
+        self.workers = Workers(self._health, rng)
         self._matcher = Matcher(())
         #: Removed services on which something still runs.
         self._leaving: list[Service] = []
@@ -69,6 +82,7 @@ class Balancer:
         twice, an unknown policy, region or fallback, a fallback that loops."""
         self._leaving = [service for service in self._leaving if service.live]
         applied = self._reload(now).run(topology)
+        self.workers.parted(self.services, now)
         self._matcher = Matcher(tuple(self.services.values()))
         return applied
 
@@ -103,6 +117,14 @@ class Balancer:
                         service.dispatched += 1
                         policy.started(endpoint, heavy)
                         return lease
+        return self._route(request, bucket, now)
+
+    def offer_pinned(self, request: Request, now: float) -> Lease | Ticket | Refusal:
+        """Decide on a request whose `pin` may name a version: it goes there, whatever its weight, for as long as the
+        service has that version; where its breaker is open or no endpoint usable, it is refused."""
+        service = request.service
+        service.offered += 1
+        bucket = service.estimator.bucket(request.bucket, request.seconds_hint, request.lane_hint)
         return self._route(request, bucket, now)
 
     def finish(
@@ -327,6 +349,11 @@ class Balancer:
     def _target(self, request: Request, now: float) -> Version | None:
         """The version to serve it, of its service or of one it falls back on; None: there is none."""
         service = request.service
+        if request.pin is not None:
+            for own in service.versions:
+                if own.name == request.pin:
+                    gone = not own.usable or not own.share or own in self._exhausted(service, request)
+                    return None if gone else own
         if service.sessions is not None and request.session is not None:
             bound = service.sessions.lookup(request.session, now)
             if bound is not None and self._alive(bound) and bound not in request.tried:
@@ -561,7 +588,7 @@ class Balancer:
         # That nothing listens there says something about the endpoint; a version none of whose endpoints can be reached
         # is tripped for it.
         if not connect_failed and version.breaker.record(True, now, lease.started):
-            version.evict = True
+            version.original.evict = True
             version.service.reweigh(now)
 
     def _settle(self, lease: Lease, tokens: int | None, connect_failed: bool, now: float) -> None:

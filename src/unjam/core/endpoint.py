@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from unjam.core import sizing
 from unjam.core.load import READY, LoadReport
@@ -55,8 +55,11 @@ class Endpoint:
     found. `heard`: what it reports, None before it has. `room`: heavy requests that its memory has room for; `choked`:
     others leave it too little of its processor for heavy work; `barred`: that is why it gets none. `busy`: seconds that
     requests have run on it, all together; `heavy_ended`: how many of the heavy lane have ended.
-    `base_slots`: those of its size; `target`: those that reports have led to, 0 when none have.
+    `base_slots`: those of its size; `target`: those that reports have led to, 0 when none have. `kind`: `endpoint` is
+    sent requests, `worker` claims runs.
     """
+
+    kind: ClassVar[str] = "endpoint"
 
     __slots__ = (
         "avail",

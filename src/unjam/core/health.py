@@ -278,6 +278,8 @@ class Health:
 
     def _elsewhere(self, version: Version) -> bool:
         service = version.service
+        if version.original is not version:
+            return False  # what would be claimed is sent to nobody else
         return service.alternatives or any(
             other is not version and other.weight > 0.0 and other.healthy for other in service.versions
         )
@@ -301,6 +303,8 @@ class Health:
 
     def _turn(self, version: Version, now: float) -> None:
         """The version has lost its last usable endpoint, or has one again."""
+        if version.original is not version:
+            return  # no request goes there, and its breaker is its endpoints' too
         breaker = version.breaker
         if version.usable:
             if version.down:

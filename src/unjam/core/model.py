@@ -48,7 +48,8 @@ class Request:
     `arrived`: monotonic seconds, kept over retries. `bucket`: features below the service, e.g. `"POST /page"`, joined
     by the caller; bounded by the estimator. `seconds_hint`, `lane_hint`: what the caller declared. `tokens`: tokens it
     may use (input + max_tokens), None when unknown. `deadline`: monotonic seconds after which nobody waits for the
-    answer. `tried`: endpoints not to use again. `context`: the shell's own object, carried and never looked at.
+    answer. `tried`: endpoints not to use again. `pin`: the version that it must go to, while there is one of that name,
+    heeded by `Balancer.offer_pinned`. `context`: the shell's own object, carried and never looked at.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Request:
         "context",
         "deadline",
         "lane_hint",
+        "pin",
         "seconds_hint",
         "service",
         "session",
@@ -92,6 +94,7 @@ class Request:
         self.deadline = deadline
         self.context = context
         self.tried: tuple[Endpoint, ...] = ()
+        self.pin: str | None = None
 
 
 class Lease:

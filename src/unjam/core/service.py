@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unjam.core.pool import Pool
     from unjam.core.quota import Region
     from unjam.core.spec import Maintenance, ServiceSpec
+    from unjam.core.workers import Crew
 
 
 class Version:
@@ -26,12 +27,14 @@ class Version:
     used, with `slots` slots between them. `panic`: too few are healthy, so all are used. `down`: its breaker was
     tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
     quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request, learnt. `barred`:
-    some of its endpoints get no heavy work; `large`: endpoints with more than a few slots."""
+    some of its endpoints get no heavy work; `large`: endpoints with more than a few slots. `crew`: its workers, None
+    before the first; `original`: the version that this is the crew of, itself otherwise."""
 
     __slots__ = (
         "barred",
         "breaker",
         "burden",
+        "crew",
         "down",
         "endpoints",
         "evict",
@@ -45,6 +48,7 @@ class Version:
         "leaving",
         "members",
         "name",
+        "original",
         "panic",
         "pools",
         "queue",
@@ -60,6 +64,8 @@ class Version:
     def __init__(self, name: str, service: Service, weight: float) -> None:
         self.name = name
         self.service = service
+        self.original: Version = self
+        self.crew: Crew | None = None
         self.weight = weight
         self.breaker = Breaker(service.spec.breaker)
         self.pools: list[Pool] = []

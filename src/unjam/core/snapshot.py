@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
     from unjam.core.estimator import Bucket
     from unjam.core.service import Service, Version
+    from unjam.core.workers import Crew, Worker
 
 #: Buckets shown per service: those with the most observations.
 BUCKETS: Final = 20
@@ -22,6 +23,8 @@ BUCKETS: Final = 20
 WORTH_SAYING: Final = 0.1
 #: Leases shown per service: those that have run the longest.
 OLDEST: Final = 10
+#: `Endpoint.kind` of what claims runs.
+WORKER: Final = "worker"
 
 
 def snapshot(balancer: Balancer, now: float) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def snapshot(balancer: Balancer, now: float) -> dict[str, Any]:
 
 def why(endpoint: Endpoint, now: float) -> list[str]:
     """In words: the reasons for which it gets nothing, or less than others, or that it is open."""
-    version = endpoint.pool.version
+    version = endpoint.pool.version.original
     words = []
     if endpoint.removed:
         words.append("removed")
@@ -60,6 +63,8 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
         words.append(_nothing_available(endpoint, now))
     if version.weight <= 0.0:
         words.append("version has no weight")
+    elif version.down and endpoint.kind == WORKER:
+        pass  # nothing can be sent to its version, but it is sent nothing
     elif version.share <= 0.0:
         words.append("breaker open")
     elif version.share < 1.0:
@@ -186,12 +191,39 @@ def _version(version: Version, now: float) -> dict[str, Any]:
         "slots": version.slots,
         "queue": {"fast": _fast_waiting(version), "heavy": _heavy_waiting(version)},
         "endpoints": [_endpoint(endpoint, now) for endpoint in version.endpoints.values()],
+        "workers": [] if version.crew is None else _workers(version.crew, now),
+    }
+
+
+def _workers(crew: Crew, now: float) -> list[dict[str, Any]]:
+    """Those heard of here, and those that others know of."""
+    return [*(_worker(worker, now) for worker in crew.workers()), *crew.elsewhere.values()]
+
+
+def _worker(worker: Worker, now: float) -> dict[str, Any]:
+    """As an endpoint, and: `taken`, slots that are by its own account too; `claiming`, claims of it that are held;
+    `seen`, seconds since it was heard of; `turned_away`, claims that got nothing for the reason `refusal`; `via`, who
+    knows of it, empty for this gateway."""
+    entry = _endpoint(worker, now)
+    if worker.refusal and worker.refusal not in entry["why"]:
+        entry["why"] = [word for word in entry["why"] if word != "open"] + [worker.refusal]
+    elif worker.taken >= worker.slots and "full" not in entry["why"]:
+        entry["why"] = [word for word in entry["why"] if word != "open"] + ["full"]
+    return {
+        **entry,
+        "taken": worker.taken,
+        "claiming": worker.claiming,
+        "seen": max(0.0, now - worker.seen),
+        "turned_away": worker.turned_away,
+        "refusal": worker.refusal,
+        "via": "",
     }
 
 
 def _endpoint(endpoint: Endpoint, now: float) -> dict[str, Any]:
     return {
         "name": endpoint.name,
+        "kind": endpoint.kind,
         "url": endpoint.url,
         "region": endpoint.region.spec.name if endpoint.region is not None else None,
         "slots": endpoint.slots,
@@ -245,7 +277,7 @@ def _load(endpoint: Endpoint, now: float) -> dict[str, Any] | None:
 
 
 def _running(service: Service) -> dict[str, int]:
-    heavy = sum(version.heavy for version in service.versions)
+    heavy = sum(version.heavy + (version.crew.heavy if version.crew is not None else 0) for version in service.versions)
     return {"fast": service.live - heavy, "heavy": heavy}
 
 
