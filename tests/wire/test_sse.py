@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unjam.wire.sse import HEARTBEAT, SseTracker, error_event, event
+from unjam.wire.sse import HEARTBEAT, VERDICT, SseTracker, error_event, event
 
 
 def lines_of(stream: bytes) -> list[bytes]:
@@ -75,6 +75,10 @@ PIECES = st.lists(
             b"e",
             b": c",
             b"x" * 40,
+            b"event: unjam.verdict",
+            b"event:unjam.ver",
+            b"dict",
+            b"data:  bad ",
         ]
     ),
     max_size=12,
@@ -89,6 +93,42 @@ def test_any_stream_in_any_pieces(pieces: list[bytes]) -> None:
         tracker.feed(piece)
         stream += piece
         assert (tracker.at_boundary, tracker.errors) == expected(stream)
+        assert tracker.verdict == judged(stream)
+
+
+def judged(stream: bytes) -> bytes | None:
+    """By the events of a parser that sees all of it: the first data behind the type, of the last event that has it."""
+    found = None
+    judging = False
+    for line in lines_of(stream)[:-1]:
+        if line in (b"event: unjam.verdict", b"event:unjam.verdict"):
+            judging = True
+        elif not line:
+            judging = False
+        elif judging and line.startswith(b"data:"):
+            found, judging = line[5:].strip(b" "), False
+    return found
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_a_verdict_split_at_every_byte(end: bytes) -> None:
+    stream = end.join([b"data: hello", b"", b"event: unjam.verdict", b'data: {"verdict": "bad"}', b"", b""])
+    for at in range(len(stream) + 1):
+        tracker = SseTracker()
+        tracker.feed(stream[:at])
+        tracker.feed(stream[at:])
+        assert tracker.verdict == b'{"verdict": "bad"}', at
+        assert tracker.at_boundary
+
+
+def test_a_long_verdict_is_cut() -> None:
+    tracker = SseTracker()
+    tracker.feed(b"event: unjam.verdict\ndata: ")
+    for _ in range(100):
+        tracker.feed(b"x" * 65536)
+    tracker.feed(b"\n\n")
+    assert tracker.verdict is not None
+    assert len(tracker.verdict) <= VERDICT
 
 
 def test_a_long_line_is_not_held() -> None:

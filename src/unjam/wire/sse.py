@@ -1,4 +1,5 @@
-"""Server-sent events (WHATWG HTML, section 9.2) seen from the side: where events end, and whether one says `error`.
+"""Server-sent events (WHATWG HTML, section 9.2) seen from the side: where events end, and two of them: `error`, and the
+agent's own judgement of its answer, `unjam.verdict`.
 
 The relay passes the bytes on untouched; this only follows them, over any splits and all three line ends, so that a
 heartbeat or an error event of ours never lands in the middle of an endpoint's event.
@@ -14,25 +15,36 @@ from typing import Final
 HEARTBEAT: Final = b":\n\n"
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_ERROR_LINE = re.compile(rb"(?:\A|[\r\n])event: ?error(?=[\r\n])").findall
 _ERRORS = (b"event:error", b"event: error")
-_LONGEST: Final = len(b"event: error")
+_VERDICTS = (b"event:unjam.verdict", b"event: unjam.verdict")
+_LONGEST: Final = len(b"event: unjam.verdict")
+#: Bytes of a verdict's data that are looked at.
+VERDICT: Final = 1024
 
 
 class SseTracker:
     """Follows one stream. `at_boundary`: nothing of an event is open, so something of ours may be inserted.
-    `errors`: how many `event: error` lines were completed."""
+    `errors`: how many `event: error` lines were completed. `verdict`: the first line of data of the last
+    `unjam.verdict` event whose type came first, None before."""
 
-    __slots__ = ("_after_cr", "_line", "at_boundary", "errors")
+    __slots__ = ("_after_cr", "_judging", "_line", "at_boundary", "errors", "verdict")
 
     def __init__(self) -> None:
         self.at_boundary = True
         self.errors = 0
+        self.verdict: bytes | None = None
         self._line = b""  # the start of the open line, as much of it as can matter
         self._after_cr = False  # the next LF belongs to the line end already seen
+        self._judging = False  # the open event is a verdict without data so far
 
     def feed(self, payload: bytes) -> None:
-        if payload[-2:] == b"\n\n" and not self._line and b"error" not in payload:
+        if (
+            payload[-2:] == b"\n\n"
+            and not self._line
+            and not self._judging
+            and b"error" not in payload
+            and b"unjam.verdict" not in payload
+        ):
             # Whole events, as servers flush them.
             self.at_boundary = True
             self._after_cr = False
@@ -48,19 +60,32 @@ class SseTracker:
         lines = _LINE_END.split(payload)
         tail = lines.pop()
         if lines:
-            first = self._line + lines[0] if self._line else lines[0]
-            if first in _ERRORS:
-                self.errors += 1
-            for line in lines[1:]:
-                if line in _ERRORS:
-                    self.errors += 1
-            self._line = tail[: _LONGEST + 1]
-            last = lines[-1] if len(lines) > 1 else first
-            self.at_boundary = not tail and not last
-        elif len(self._line) <= _LONGEST:
-            self._line += tail[: _LONGEST + 1 - len(self._line)]
+            if self._line:
+                lines[0] = self._line + lines[0]
+            for line in lines:
+                if self._judging or line[:6] == b"event:":
+                    self._note(line)
+            self._line = tail[: self._room]
+            self.at_boundary = not tail and not lines[-1]
+        else:
+            # What is beyond the room is of a line that is already known not to matter.
+            self._line += tail[: self._room - len(self._line)]
             self.at_boundary = False
-        # else: more of a line that is already known not to matter
+
+    @property
+    def _room(self) -> int:
+        return VERDICT if self._judging else _LONGEST + 1
+
+    def _note(self, line: bytes) -> None:
+        if line in _ERRORS:
+            self.errors += 1
+        elif line in _VERDICTS:
+            self._judging = True
+        elif not line:
+            self._judging = False
+        elif self._judging and line[:5] == b"data:":
+            self.verdict = line[5:VERDICT].strip(b" ")
+            self._judging = False
 
 
 def event(name: str, data: str) -> bytes:
