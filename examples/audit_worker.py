@@ -6,7 +6,8 @@
          -d '{"service": "auditor", "input": {"pages": 500}}'
 
 Kill it half way, start it again, and the audit goes on with the next page. Pages are parsed in processes of their own,
-one for each slot. `--pace` is the least time per page, seconds: it stands for the model call that a real auditor makes.
+one for each slot. `--pace` is the least time per page, seconds: it stands for the model call that a real auditor makes;
+`--effort` is how often a page is read, about a millisecond of CPU each time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from unjam.worker import PlainRun, RunError, Worker
 # From the environment, because the processes that parse pages read it too.
 DOCUMENT = Path(os.environ.get("AUDIT_DOCUMENT", "ledger.pdf"))
 PACE = float(os.environ.get("AUDIT_PACE", "0.1"))
+EFFORT = int(os.environ.get("AUDIT_EFFORT", "1"))
 
 worker = Worker("http://127.0.0.1:8080", service="auditor", slots=2, processes=True)
 
@@ -40,7 +42,8 @@ def audit(run: PlainRun) -> dict[str, Any]:
     done, findings, audit = begin(run.checkpoint)
     for page in range(done + 1, pages + 1):
         due = time.monotonic() + PACE
-        for finding in audit.check(page, read_page(str(DOCUMENT), page)):
+        invoice = [read_page(str(DOCUMENT), page) for _ in range(EFFORT)][-1]
+        for finding in audit.check(page, invoice):
             findings.append(finding)
             run.emit("finding", finding)
         time.sleep(max(0.0, due - time.monotonic()))
@@ -68,12 +71,14 @@ def main() -> int:
     )
     parser.add_argument("--pages", type=int, default=500, help="pages of a ledger made (default %(default)s)")
     parser.add_argument("--pace", type=float, default=PACE, help="least seconds per page (default %(default)s)")
+    parser.add_argument("--effort", type=int, default=EFFORT, help="times a page is read (default %(default)s)")
     options = parser.parse_args()
     if not options.document.exists():
         from make_pdf import make
 
         make(options.document, options.pages)
     os.environ["AUDIT_DOCUMENT"], os.environ["AUDIT_PACE"] = str(options.document), str(options.pace)
+    os.environ["AUDIT_EFFORT"] = str(max(1, options.effort))
     if options.target:
         worker.target = options.target
     worker.slots = options.slots
