@@ -4,8 +4,9 @@ them saw against the promises of durable runs.
     python -m benchmarks.history --store redis --kills 1000 --seed 1
     python -m benchmarks.history --check FILE
 
-Ends with status 1 when a promise was broken. `--seed` fixes what is killed and when, and what clients do; not how the
-processes' steps fall together. `--keep` writes the history to a file, which `--check` reads.
+Ends with status 1 when a promise was broken, and when too little happened to break one. `--seed` fixes what is killed
+and when, and what clients do; not how the processes' steps fall together. `--keep` writes the history to a file, which
+`--check` reads.
 """
 
 from __future__ import annotations
@@ -71,7 +72,11 @@ def main() -> int:
         }
         path = results.write(f"history_{given.store}", body, given.kills < 1000)
         print(f"written: {path.relative_to(results.ROOT)}")
-    return report(found)
+    status = report(found)
+    if figures["runs"] < given.kills:
+        print("fewer runs than kills: too little happened to prove anything")
+        status = 1
+    return status
 
 
 if __name__ == "__main__":

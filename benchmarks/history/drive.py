@@ -28,9 +28,8 @@ TOGETHER: Final = 16
 
 class Settings(NamedTuple):
     """`every`: seconds between kills in the mean; `clients`: runs under way at once; `workers`: processes; `steps`: of
-    the longest run; `push`: some of the runs are pushed. `apart`: gateways are hurt first, and only then workers: a
-    file that is opened gives all running runs a fresh lease of 30 s, and a short history can't wait for those of lost
-    owners."""
+    the longest run; `push`: some of the runs are pushed. `apart`: gateways are hurt first, and only then workers: each
+    opening of a file gives all owners a fresh lease, and in a short history those of lost ones would hardly end."""
 
     store: str
     kills: int

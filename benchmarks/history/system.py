@@ -18,8 +18,6 @@ from ..common.results import ROOT
 from .plan import Planned
 from .records import Fault, Gauge, Left, Record
 
-#: Seconds that a gateway serves at least before it is killed: or there would be no load to kill it under.
-SERVED: Final = 1.0
 #: Seconds a process has to be there, or to go when it was asked to.
 PATIENCE: Final = 30.0
 LEAVING: Final = 10.0
@@ -202,7 +200,7 @@ services:
             case "worker" | "freeze" | "leave":
                 slot = await self._pick(self.workers, planned.pick)
             case "gateway" | "freeze_gateway":
-                slot = await self._pick(self.gateways, planned.pick, SERVED)
+                slot = await self._pick(self.gateways, planned.pick, planned.served)
             case _:
                 slot = await self._pick([self.redis], 0.0)
         self.history.append(Fault(planned.kind, slot.name, monotonic()))

@@ -13,8 +13,7 @@ from benchmarks.history.drive import Settings, drive, summary
 from benchmarks.history.plan import KILLS, plan
 
 SHORT = {
-    # Without pushes: those of a killed gateway have a fresh lease of 30 s when its file is opened again.
-    "sqlite": Settings("sqlite", kills=16, seed=289, every=0.4, clients=8, workers=3, push=False, apart=True),
+    "sqlite": Settings("sqlite", kills=16, seed=386, every=0.4, clients=8, workers=3, apart=True),
     "redis": Settings("redis", kills=16, seed=5, every=0.4, clients=8, workers=3),
 }
 
