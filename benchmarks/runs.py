@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -370,10 +371,10 @@ def unjam_killed(lease: float, patience: float) -> dict[str, Any]:
 
 
 def killed(given: argparse.Namespace, absent: dict[str, str]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+    cases: dict[str, Callable[[], dict[str, Any]]] = {}
     for lease in (LEASE, 30.0):
-        print(f"  killed: unjam, lease {lease:g} s", file=sys.stderr)
-        out[f"unjam, lease {lease:g} s{' (default)' if lease == 30.0 else ''}"] = unjam_killed(lease, given.patience)
+        name = f"unjam, lease {lease:g} s{' (default)' if lease == 30.0 else ''}"
+        cases[name] = lambda lease=lease: unjam_killed(lease, given.patience)
     for peer in ALL_PEERS:
         if why := peer.missing():
             absent[peer.name] = why
@@ -381,8 +382,13 @@ def killed(given: argparse.Namespace, absent: dict[str, str]) -> dict[str, Any]:
         # A list's tasks belong to nobody once they are taken: there is nothing to tune.
         for idle in (None, LEASE) if peer.broker != "list" else (None,):
             name = f"{peer.name}, {'as it comes' if idle is None else f'told {idle:g} s'}"
+            cases[name] = lambda peer=peer, idle=idle: peer_killed(peer, idle, given.patience)
+    # Each has processes of its own, and they do little but wait.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        under_way = {name: pool.submit(case) for name, case in cases.items()}
+        for name in under_way:
             print(f"  killed: {name}", file=sys.stderr)
-            out[name] = peer_killed(peer, idle, given.patience)
+        out = {name: case.result() for name, case in under_way.items()}
     rows = []
     for name, row in out.items():
         after = row["again_after_s"]
