@@ -24,6 +24,7 @@ class Known:
     attempts: int
     deadline: float | None
     place: float
+    version: str | None
     id: str = ""
     status: str = "queued"
     attempt: int = 0
@@ -64,6 +65,7 @@ class Oracle:
         service: str,
         tenant: str,
         lane: str,
+        version: str | None,
         key: str | None,
         digest: bytes,
         retry: str,
@@ -79,7 +81,7 @@ class Oracle:
             return "QueueFull"
         self.made += 1
         deadline = None if lives is None else self.wall + lives
-        run = Known(self.made, service, tenant, lane, retry, attempts, deadline, place=self.made)
+        run = Known(self.made, service, tenant, lane, retry, attempts, deadline, place=self.made, version=version)
         self.runs.append(run)
         if key is not None:
             self.keys[tenant, service, key] = (digest, run, self.wall)
@@ -88,16 +90,20 @@ class Oracle:
     def of(self, service: str) -> list[Known]:
         return [run for run in self.runs if run.service == service]
 
-    def claimable(self, services: list[str], lanes: list[str]) -> list[Known]:
+    def claimable(self, services: list[str], lanes: list[str], version: str | None, known: list[str]) -> list[Known]:
         """In their order; only of the first lane that has one."""
         for lane in lanes:
             waiting = [r for r in self.runs if r.status == "queued" and r.lane == lane and r.service in services]
+            if version is not None:
+                waiting = [r for r in waiting if r.version in (None, version) or r.version not in known]
             if waiting:
                 return sorted(waiting, key=lambda run: run.place)
         return []
 
-    def claim(self, run: Known) -> dict[str, object]:
+    def claim(self, run: Known, version: str | None) -> dict[str, object]:
         """The data of `run.attempt`."""
+        if version is not None:
+            run.version = version
         run.status, run.attempt, run.fence, run.batch = "running", run.attempt + 1, run.fence + 1, 0
         run.lease, run.returner = self.time + LEASE, None
         run.log.append("run.attempt")
@@ -123,9 +129,13 @@ class Oracle:
             return True
         return batch == run.batch and batch > 0
 
-    def heartbeat(self, run: Known, fence: int, checkpoint: bytes | None) -> tuple[bool, int] | str:
+    def heartbeat(
+        self, run: Known, fence: int, checkpoint: bytes | None, version: str | None
+    ) -> tuple[bool, int] | str:
         if not self.owns(run, fence):
             return "Fenced"
+        if run.version is None:
+            run.version = version
         run.lease = self.time + LEASE
         self.save(run, checkpoint)
         return run.stop, len(run.inputs)

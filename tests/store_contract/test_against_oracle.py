@@ -55,6 +55,7 @@ CALLS: list[tuple[str, int, dict[str, st.SearchStrategy[Any]]]] = [
             "service": services,
             "tenant": st.sampled_from(["", "acme"]),
             "lane": st.sampled_from(["fast", "fast", "heavy"]),
+            "version": st.sampled_from([None, None, "v1"]),
             "key": st.sampled_from([None, None, "k"]),
             "digest": st.sampled_from([b"a", b"a", b"b"]),
             "retry": st.sampled_from(["fail", "restart"]),
@@ -69,10 +70,12 @@ CALLS: list[tuple[str, int, dict[str, st.SearchStrategy[Any]]]] = [
         {
             "asked": st.sampled_from([["auditor", "painter"], ["auditor", "painter"], ["painter"], ["auditor"], []]),
             "lanes": st.sampled_from([["fast", "heavy"], ["heavy"], ["heavy", "fast"]]),
+            "version": st.sampled_from([None, "v1", "v2"]),
+            "known": st.sampled_from([["v1", "v2"], ["v1", "v2"], ["v2"], []]),
         },
     ),
     ("append", 4, owners | {"turn": batches, "count": counts}),
-    ("heartbeat", 2, owners | {"checkpoint": checkpoints}),
+    ("heartbeat", 2, owners | {"checkpoint": checkpoints, "version": st.sampled_from([None, None, "v1", "v2"])}),
     (
         "finish",
         2,
@@ -134,7 +137,7 @@ class Sequences(RuleBasedStateMachine):
     @initialize(retry=st.sampled_from(["fail", "restart"]), attempts=st.integers(1, 3))
     def there_are_some(self, retry: str, attempts: int) -> None:
         for lane, tenant in (("fast", "acme"), ("heavy", ""), ("fast", "")):
-            self.make("auditor", tenant, lane, None, b"a", retry, attempts, None, None)
+            self.make("auditor", tenant, lane, None, None, b"a", retry, attempts, None, None)
 
     @rule(several=st.lists(calls, min_size=4, max_size=8))
     def somebody_calls(self, several: list[tuple[str, dict[str, Any]]]) -> None:
@@ -153,6 +156,7 @@ class Sequences(RuleBasedStateMachine):
         service: str,
         tenant: str,
         lane: str,
+        version: str | None,
         key: str | None,
         digest: bytes,
         retry: str,
@@ -160,11 +164,12 @@ class Sequences(RuleBasedStateMachine):
         lives: float | None,
         most: int | None,
     ) -> None:
-        expected = self.oracle.create(service, tenant, lane, key, digest, retry, attempts, lives, most)
+        expected = self.oracle.create(service, tenant, lane, version, key, digest, retry, attempts, lives, most)
         new = new_run(
             service,
             tenant=tenant,
             lane=lane,
+            version=version,
             key=key,
             digest=digest,
             retry=retry,
@@ -183,9 +188,11 @@ class Sequences(RuleBasedStateMachine):
         assert run.id == known.id
         self.touched = known
 
-    def claim(self, asked: list[str], lanes: list[str]) -> None:
-        may = self.oracle.claimable(asked, lanes)
-        claim = self.ask(self.h.store.claim(asked, "w", pull=True, lanes=lanes, lease=self.h.lease))
+    def claim(self, asked: list[str], lanes: list[str], version: str | None, known: list[str]) -> None:
+        may = self.oracle.claimable(asked, lanes, version, known)
+        claim = self.ask(
+            self.h.store.claim(asked, "w", pull=True, lanes=lanes, lease=self.h.lease, version=version, known=known)
+        )
         assert not isinstance(claim, str)
         if claim is None:
             assert not may
@@ -194,7 +201,7 @@ class Sequences(RuleBasedStateMachine):
             may = may[:1]
         assert claim.run.id in [known.id for known in may]
         [self.touched] = [known for known in may if known.id == claim.run.id]
-        attempt = self.oracle.claim(self.touched)
+        attempt = self.oracle.claim(self.touched, version)
         assert claim.checkpoint == self.touched.checkpoint
         assert data(self.run(self.h.log(claim.run.id))[-1]) == attempt
 
@@ -205,10 +212,10 @@ class Sequences(RuleBasedStateMachine):
         said = self.ask(self.h.store.append(run.id, fence, batch, [progress(n) for n in range(count)]))
         assert (said if isinstance(said, str) else (said.first, said.next, said.cancel)) == expected
 
-    def heartbeat(self, number: int, alive: bool, off: int, checkpoint: bytes | None) -> None:
+    def heartbeat(self, number: int, alive: bool, off: int, checkpoint: bytes | None, version: str | None) -> None:
         run = self.pick(number, *(["running"] if alive else []))
-        expected = self.oracle.heartbeat(run, run.fence + off, checkpoint)
-        said = self.ask(self.h.store.heartbeat(run.id, run.fence + off, checkpoint, self.h.lease))
+        expected = self.oracle.heartbeat(run, run.fence + off, checkpoint, version)
+        said = self.ask(self.h.store.heartbeat(run.id, run.fence + off, checkpoint, self.h.lease, version))
         assert (said if isinstance(said, str) else (said.cancel, said.inputs)) == expected
 
     def finish(self, number: int, alive: bool, off: int, status: str, turn: int, count: int) -> None:
@@ -280,7 +287,7 @@ class Sequences(RuleBasedStateMachine):
         self.run(self.h.reopen())
         for run in self.oracle.runs:
             if run.status == "running":
-                expected = self.oracle.heartbeat(run, run.fence, None)
+                expected = self.oracle.heartbeat(run, run.fence, None, None)
                 said = self.ask(self.h.store.heartbeat(run.id, run.fence, lease=self.h.lease))
                 assert not isinstance(said, str)
                 assert (said.cancel, said.inputs) == expected
@@ -306,6 +313,7 @@ class Sequences(RuleBasedStateMachine):
     def compare(self, known: Known) -> None:
         run, log, ended, inputs, result = self.run(self.look(known.id))
         assert (run.service, run.tenant, run.lane) == (known.service, known.tenant, known.lane)
+        assert run.version == known.version
         assert (run.status, run.attempt, run.fence) == (known.status, known.attempt, known.fence)
         assert (run.cancel_requested, run.has_checkpoint) == (known.stop, known.checkpoint is not None)
         assert (run.ended is not None) == ended == (known.status in ENDS)

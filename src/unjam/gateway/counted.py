@@ -111,14 +111,27 @@ class CountedStore:
         pull: bool,
         lanes: Sequence[str] = ("fast", "heavy"),
         lease: float = LEASE,
+        version: str | None = None,
+        known: Sequence[str] = (),
     ) -> Claim | None:
-        return await self._ask(lambda: self._store.claim(services, worker, pull=pull, lanes=lanes, lease=lease))
+        return await self._ask(
+            lambda: self._store.claim(
+                services, worker, pull=pull, lanes=lanes, lease=lease, version=version, known=known
+            )
+        )
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         return await self._ask(lambda: self._store.append(run, fence, batch, events))
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
-        return await self._ask(lambda: self._store.heartbeat(run, fence, checkpoint, lease))
+    async def heartbeat(
+        self,
+        run: str,
+        fence: int,
+        checkpoint: bytes | None = None,
+        lease: float = LEASE,
+        version: str | None = None,
+    ) -> Beat:
+        return await self._ask(lambda: self._store.heartbeat(run, fence, checkpoint, lease, version))
 
     async def finish(
         self,

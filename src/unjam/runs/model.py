@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -49,7 +50,7 @@ class Run(msgspec.Struct, kw_only=True):
     were charged; `fence`: numbers its owners, 0 before the first. `retry`: what happens when a worker is lost after it
     has shown output and there is no checkpoint: `fail` or `restart`. `deadline`: wall time at which it expires, None:
     never. `pull`: workers claim it; otherwise the gateway's dispatcher pushes it to an endpoint. `version`: the one
-    that started it, pinned. `worker`: who has it, or had it when it ended."""
+    it is pinned to: asked for, or the one that began it. `worker`: who has it, or had it when it ended."""
 
     id: str
     service: str
@@ -162,6 +163,12 @@ class Settled(msgspec.Struct, frozen=True):
 
     run: Run
     changed: bool
+
+
+def suits(pin: str | None, version: str | None, known: Collection[str]) -> bool:
+    """Whether a run that is pinned to the version `pin` may go to a worker of `version`; None: to one that doesn't say.
+    `known`: versions that there are still; a pin to another one holds nobody."""
+    return version is None or pin is None or pin == version or pin not in known
 
 
 def created_data(service: str, lane: str) -> bytes:

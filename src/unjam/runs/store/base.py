@@ -26,6 +26,8 @@ KEPT_AT_LEAST: Final = 3600.0
 MOST_WORKERS: Final = 10_000
 #: Bytes that a worker may say of itself.
 LARGEST_WORD: Final = 16 << 10
+#: How many at the front of a queue a claim of some version looks at, for one that isn't pinned to another.
+LOOKED: Final = 64
 
 
 class StoreError(Exception):
@@ -119,10 +121,16 @@ class Store(Protocol):
         pull: bool,
         lanes: Sequence[str] = ("fast", "heavy"),
         lease: float = LEASE,
+        version: str | None = None,
+        known: Sequence[str] = (),
     ) -> Claim | None:
         """The oldest claimable run of these services, of the first lane that has one: fence and attempt one higher,
         event `run.attempt` (`attempt_data`). None: none waits. A run past its deadline is expired instead, and passed
-        over."""
+        over.
+
+        With a `version` only runs that suit it (`model.suits`), and the run is pinned to it from then on. `known`: the
+        versions that there are. Behind the first `LOOKED` of a queue (a service and lane; in a cluster also a
+        partition) that are pinned to others nobody looks."""
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         """Add events to the log. `batch` numbers the appends of one owner from 1: a repeated number changes nothing and
@@ -130,8 +138,16 @@ class Store(Protocol):
         the length of the claim or last heartbeat: also one that has expired, as long as nobody swept it. Raises Fenced,
         TooLarge."""
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
-        """A sign of life, and how far it has come. Raises Fenced, TooLarge."""
+    async def heartbeat(
+        self,
+        run: str,
+        fence: int,
+        checkpoint: bytes | None = None,
+        lease: float = LEASE,
+        version: str | None = None,
+    ) -> Beat:
+        """A sign of life, and how far it has come. `version`: the one that works on it, for owners who learn that after
+        the claim: the run is pinned to it unless it has a pin. Raises Fenced, TooLarge."""
 
     async def finish(
         self,
@@ -194,7 +210,8 @@ class Store(Protocol):
 
     async def requeue(self, run: str) -> Settled:
         """Queue a failed or expired run again, from its checkpoint: its attempts and a deadline that has passed are
-        forgiven, its error, result and a wish to cancel forgotten. In any other state: unchanged."""
+        forgiven, its error, result and a wish to cancel forgotten. It stays pinned to its version. In any other state:
+        unchanged."""
 
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         """Delete runs that ended more than `keep` seconds ago; how many were. ValueError below `KEPT_AT_LEAST`."""

@@ -103,8 +103,10 @@ class MemoryStore(Book):
         pull: bool,
         lanes: Sequence[str] = ("fast", "heavy"),
         lease: float = LEASE,
+        version: str | None = None,
+        known: Sequence[str] = (),
     ) -> Claim | None:
-        held = self._oldest(services, pull, lanes)
+        held = self._oldest(services, pull, lanes, version, known)
         if held is None:
             return None
         run = held.run
@@ -114,6 +116,7 @@ class MemoryStore(Book):
         run.attempt += to.charged
         run.fence += 1
         run.worker = worker
+        run.version = run.version if version is None else version
         if run.started is None:
             run.started = self._clock()
         self._running[run.service] = self._running.get(run.service, 0) + 1
@@ -132,12 +135,21 @@ class MemoryStore(Book):
         first, following = held.appended
         return Appended(first, following, held.run.cancel_requested)
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
+    async def heartbeat(
+        self,
+        run: str,
+        fence: int,
+        checkpoint: bytes | None = None,
+        lease: float = LEASE,
+        version: str | None = None,
+    ) -> Beat:
         check_size(checkpoint)
         held = self._owned(run, fence)
         if checkpoint is not None:
             self._make_room(len(checkpoint) - len(held.checkpoint or b""))
             self._keep_checkpoint(held, checkpoint)
+        if held.run.version is None:
+            held.run.version = version
         self._lend(held, lease)
         return Beat(held.run.cancel_requested, len(held.inputs))
 

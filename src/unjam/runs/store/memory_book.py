@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,10 +27,12 @@ from unjam.runs.model import (
     Settled,
     age,
     failed_data,
+    suits,
 )
 from unjam.runs.store.base import (
     KEY_KEPT,
     LEASE,
+    LOOKED,
     Fenced,
     KeyReused,
     OnGrowth,
@@ -38,7 +40,7 @@ from unjam.runs.store.base import (
     StoreAway,
     UnknownRun,
 )
-from unjam.runs.store.order import Due, Waiting
+from unjam.runs.store.order import Due, QueueName, Waiting
 from unjam.runs.store.presence import Presence
 
 #: Bytes counted for a run and for an event beside their payloads: about what they take.
@@ -219,18 +221,27 @@ class Book:
         self._waiting.add((run.service, run.lane, run.pull), place, run.id)
         self.on_ready(run.service)
 
-    def _head(self, service: str, lane: str, pull: bool) -> tuple[int, str] | None:
-        """The first of the queue, left there. What is past its deadline expires."""
-        while (head := self._waiting.head((service, lane, pull))) is not None:
+    def _head(self, name: QueueName, version: str | None, known: Collection[str]) -> tuple[int, str] | None:
+        """The first of the queue that suits, left there. What is past its deadline expires."""
+        while (head := self._waiting.head(name)) is not None:
             held = self._held[head[1]]
             if not past(held.run, self._clock()):
                 break
             self._end(held, "expire")
-        return head
+        if head is None or suits(held.run.version, version, known):
+            return head
+        for place, id_ in self._waiting.front(name, LOOKED):
+            run = self._held[id_].run
+            if suits(run.version, version, known) and not past(run, self._clock()):
+                return place, id_
+        return None
 
-    def _oldest(self, services: Sequence[str], pull: bool, lanes: Sequence[str]) -> Held | None:
+    def _oldest(
+        self, services: Sequence[str], pull: bool, lanes: Sequence[str], version: str | None, known: Collection[str]
+    ) -> Held | None:
         for lane in lanes:
-            heads = [head for service in services if (head := self._head(service, lane, pull)) is not None]
+            names = [(service, lane, pull) for service in services]
+            heads = [head for name in names if (head := self._head(name, version, known)) is not None]
             if heads:
                 return self._held[min(heads)[1]]
         return None

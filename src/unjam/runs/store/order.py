@@ -48,6 +48,17 @@ class Waiting:
             heappop(heap)
         return heap[0]
 
+    def front(self, name: QueueName, most: int) -> list[tuple[int, str]]:
+        """The first ones, in order, which stay."""
+        places, heap, found = self._places.get(name, {}), self._heaps.get(name, []), list[tuple[int, str]]()
+        while heap and len(found) < most:
+            entry = heappop(heap)
+            if places.get(entry[1]) == entry[0] and entry not in found[-1:]:
+                found.append(entry)
+        for entry in found:
+            heappush(heap, entry)
+        return found
+
     def lengths(self) -> dict[str, int]:
         """By service."""
         lengths: dict[str, int] = {}

@@ -53,6 +53,7 @@ from unjam.runs.store.base import (
 from unjam.runs.store.presence import word
 from unjam.runs.store.redis_codec import batch_of, checked, created_run, fields_of, flat, run_of, worker_of
 from unjam.runs.store.redis_link import BULK
+from unjam.runs.store.redis_ready import Kind
 from unjam.runs.store.redis_scripts import Scripts, ms, new_token, optional
 
 
@@ -75,13 +76,14 @@ class RedisStore(Scripts):
             raise
 
     async def close(self) -> None:
+        # First who hears: every channel that is confirmed gives something to do later.
+        await self._feed.close()
         later = list(self._later)
         for task in later:
             task.cancel()
         await asyncio.gather(*later, return_exceptions=True)
         for heads in self._heads.values():
             await heads.close()
-        await self._feed.close()
         await self._link.close()
 
     # -- a run's life ---------------------------------------------------------------------------------------------
@@ -115,13 +117,16 @@ class RedisStore(Scripts):
         pull: bool,
         lanes: Sequence[str] = ("fast", "heavy"),
         lease: float = LEASE,
+        version: str | None = None,
+        known: Sequence[str] = (),
     ) -> Claim | None:
         self._services.update(services)
         if not services or not lanes:
             return None
+        kind = Kind(frozenset(services), pull, tuple(lanes), version, frozenset(known))
         if not self._link.clustered:
-            return await self._claim(0, services, worker, pull, lanes, lease)
-        heads = self._heads_of(frozenset(services), pull, tuple(lanes))
+            return await self._claim(0, worker, kind, lease)
+        heads = self._heads_of(kind)
         asked = heads.asked()
         if heads.stale():
             await heads.look(asked)
@@ -135,10 +140,8 @@ class RedisStore(Scripts):
                 if found is None:  # what was seen is being claimed by others; behind it there may be more
                     continue
             lane, part = found
-            claim, (places,) = await asyncio.gather(
-                self._claim(part, services, worker, pull, [lanes[lane]], lease),
-                self._look([part], services, pull, [lanes[lane]]),
-            )
+            one = kind._replace(lanes=(lanes[lane],))
+            claim, (places,) = await asyncio.gather(self._claim(part, worker, one, lease), self._look([part], one))
             heads.note(lane, part, places[1][0])
             if claim is not None:
                 return claim
@@ -151,11 +154,19 @@ class RedisStore(Scripts):
         self._remember(run, fence, following)
         return Appended(first, following, reply[3] is not None)
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
+    async def heartbeat(
+        self,
+        run: str,
+        fence: int,
+        checkpoint: bytes | None = None,
+        lease: float = LEASE,
+        version: str | None = None,
+    ) -> Beat:
         check_size(checkpoint)
         reply = await self._owned(
-            run, "heartbeat", fence, ms(lease), *optional(checkpoint), bulk=len(checkpoint or b"") > BULK
-        )
+            run, "heartbeat", fence, ms(lease), *optional(checkpoint), *(() if version is None else (version,)),
+            bulk=len(checkpoint or b"") > BULK,
+        )  # fmt: skip
         return Beat(reply[1] is not None, reply[2])
 
     async def finish(
@@ -312,13 +323,12 @@ class RedisStore(Scripts):
             self._watched.remove(run)
             self._feed.remove(f"{self._prefix}{{p{run[4:6]}}}:log:{run}")
 
-    async def _claim(
-        self, part: int, services: Sequence[str], worker: str, pull: bool, lanes: Sequence[str], lease: float
-    ) -> Claim | None:
+    async def _claim(self, part: int, worker: str, kind: Kind, lease: float) -> Claim | None:
         token = new_token()
-        wanted = ("1" if pull else "0", ms(lease), len(lanes), *lanes, *services)
         try:
-            reply = await self._indexed("claim", part, token, worker, *wanted)
+            reply = await self._indexed(
+                "claim", part, token, worker, "1" if kind.pull else "0", ms(lease), *kind.argv()
+            )
         except asyncio.CancelledError:
             # It may have come to a run all the same, which nobody would work on until its lease is over.
             self._do_later(self._give_back(part, token))

@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 
 from unjam.runs.model import PARTITIONS
-from unjam.runs.store.base import KEY_KEPT, StoreAway, StoreError
+from unjam.runs.store.base import KEY_KEPT, LOOKED, StoreAway, StoreError
 from unjam.runs.store.redis_line import Line, Lost, in_words
 from unjam.runs.store.redis_url import Address, Place, named
 
@@ -86,6 +86,7 @@ class Library:
             "@PREFIX@": prefix,
             "@PUBLISH@": "SPUBLISH" if clustered else "PUBLISH",
             "@ONE@": "false" if clustered else "true",
+            "@LOOKED@": str(LOOKED),
             "@KEY_KEPT@": f"{KEY_KEPT:.0f}",
         }
         for mark, value in fill.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 #: Seconds after which all partitions are looked at again.
 STALE = 0.25
@@ -19,20 +20,37 @@ Places = list[tuple[int, list[float | None]]]
 Look = Callable[[], Awaitable[Places]]
 
 
-class Heads:
-    """Of the queues of some services and lanes."""
+class Kind(NamedTuple):
+    """What a claim is for. `version`: None: any; `known`: other versions that there are."""
 
-    def __init__(self, services: frozenset[str], pull: bool, lanes: tuple[str, ...], look: Look) -> None:
-        self.services = services
-        self.pull = pull
-        self.lanes = lanes
+    services: frozenset[str]
+    pull: bool
+    lanes: tuple[str, ...]
+    version: str | None
+    known: frozenset[str]
+
+    def argv(self) -> list[str | int]:
+        """What scripts take it by, but for `pull`."""
+        version = [-1] if self.version is None else [len(self.known), self.version, *self.known]
+        return [*version, len(self.lanes), *self.lanes, *self.services]
+
+
+class Heads:
+    """Of the queues that claims of a kind look at."""
+
+    def __init__(self, kind: Kind, look: Look) -> None:
+        self.kind = kind
         self._look = look
-        self._places: list[dict[int, float]] = [{} for _ in lanes]
+        self._places: list[dict[int, float]] = [{} for _ in kind.lanes]
         self._begun = 0
         self._finished = 0
         self._at = float("-inf")
         self._waiting = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def looking(self) -> bool:
+        return self._task is not None and not self._task.done()
 
     def asked(self) -> int:
         """For `look`: the looks that had begun by now."""
@@ -66,8 +84,9 @@ class Heads:
             places[part] = place
 
     def hint(self, pull: bool, lane: str, service: str, part: int, place: float) -> None:
-        if pull == self.pull and service in self.services and lane in self.lanes:
-            self.note(self.lanes.index(lane), part, place)
+        kind = self.kind
+        if pull == kind.pull and service in kind.services and lane in kind.lanes:
+            self.note(kind.lanes.index(lane), part, place)
 
     async def close(self) -> None:
         if self._task is not None:

@@ -12,13 +12,15 @@ from unjam.runs.store.base import Fenced, OnGrowth, OnReady, StoreAway, UnknownR
 from unjam.runs.store.redis_codec import checked
 from unjam.runs.store.redis_feed import Channels, Feed
 from unjam.runs.store.redis_link import Link
-from unjam.runs.store.redis_ready import Heads, Places
+from unjam.runs.store.redis_ready import Heads, Kind, Places
 from unjam.runs.store.redis_url import parse
 
 #: Owned runs whose next seq is remembered, for logs that lose their tail.
 _REMEMBERED: Final = 1 << 16
 #: Seconds that a count of a cluster's queues may be old, unless it is near the limit.
 _COUNTED: Final = 0.2
+#: Kinds of claims for which a cluster's queues are remembered; versions come and go.
+_KINDS: Final = 256
 
 
 class Scripts:
@@ -42,7 +44,7 @@ class Scripts:
         self._watched: set[str] = set()
         self._services: set[str] = set()
         self._ready: set[str] = set()
-        self._heads: dict[tuple[frozenset[str], bool, tuple[str, ...]], Heads] = {}
+        self._heads: dict[Kind, Heads] = {}
         self._counted: dict[str, tuple[float, int]] = {}
         self._known: dict[str, tuple[int, int]] = {}
         self._later: set[asyncio.Task[None]] = set()
@@ -94,16 +96,19 @@ class Scripts:
 
     # -- a cluster's queues -----------------------------------------------------------------------------------------
 
-    def _heads_of(self, services: frozenset[str], pull: bool, lanes: tuple[str, ...]) -> Heads:
-        key = (services, pull, lanes)
-        if key not in self._heads:
+    def _heads_of(self, kind: Kind) -> Heads:
+        heads = self._heads.get(kind)
+        if heads is None:
+            if len(self._heads) >= _KINDS:
+                for old in [old for old, unused in self._heads.items() if not unused.looking][:1]:
+                    del self._heads[old]
             every = range(len(self._link.tags))
-            self._heads[key] = Heads(services, pull, lanes, lambda: self._look(every, sorted(services), pull, lanes))
-        return self._heads[key]
+            heads = self._heads[kind] = Heads(kind, lambda: self._look(every, kind))
+        return heads
 
-    async def _look(self, parts: Sequence[int], services: Sequence[str], pull: bool, lanes: Sequence[str]) -> Places:
-        wanted = ("1" if pull else "0", len(lanes), *lanes, *services)
-        replies = await asyncio.gather(*(self._indexed("heads", part, *wanted, durable=False) for part in parts))
+    async def _look(self, parts: Sequence[int], kind: Kind) -> Places:
+        argv = ("1" if kind.pull else "0", *kind.argv())
+        replies = await asyncio.gather(*(self._indexed("heads", part, *argv, durable=False) for part in parts))
         return [
             (part, [float(place) if place else None for place in reply[1]])
             for part, reply in zip(parts, replies, strict=True)

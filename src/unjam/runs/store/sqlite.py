@@ -116,16 +116,25 @@ class SqliteStore:
         pull: bool,
         lanes: Sequence[str] = ("fast", "heavy"),
         lease: float = LEASE,
+        version: str | None = None,
+        known: Sequence[str] = (),
     ) -> Claim | None:
-        return await self._write(self._ledger.claim, services, worker, pull, lanes, lease)
+        return await self._write(self._ledger.claim, services, worker, pull, lanes, lease, version, known)
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         check_size(*[event.data for event in events])
         return await self._write(self._ledger.append, run, fence, batch, events, firm=False)
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None = None, lease: float = LEASE) -> Beat:
+    async def heartbeat(
+        self,
+        run: str,
+        fence: int,
+        checkpoint: bytes | None = None,
+        lease: float = LEASE,
+        version: str | None = None,
+    ) -> Beat:
         check_size(checkpoint)
-        return await self._write(self._ledger.heartbeat, run, fence, checkpoint, lease, firm=False)
+        return await self._write(self._ledger.heartbeat, run, fence, checkpoint, lease, version, firm=False)
 
     async def finish(
         self,

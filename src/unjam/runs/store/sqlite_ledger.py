@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -23,6 +23,7 @@ from unjam.runs.model import (
     created_data,
     failed_data,
     new_id,
+    suits,
 )
 from unjam.runs.store.base import KEY_KEPT, Fenced, KeyReused, QueueFull, UnknownRun
 from unjam.runs.store.sqlite_purge import purge
@@ -80,9 +81,16 @@ class Ledger(State):
         return copy.copy(run), True
 
     def claim(
-        self, services: Sequence[str], worker: str, pull: bool, lanes: Sequence[str], lease: float
+        self,
+        services: Sequence[str],
+        worker: str,
+        pull: bool,
+        lanes: Sequence[str],
+        lease: float,
+        version: str | None,
+        known: Collection[str],
     ) -> Claim | None:
-        live = self._oldest(services, pull, lanes)
+        live = self._oldest(services, pull, lanes, version, known)
         if live is None:
             return None
         data = live.input
@@ -99,6 +107,8 @@ class Ledger(State):
         run.attempt += to.charged
         run.fence += 1
         run.worker = worker
+        if version is not None and version != run.version:
+            self._pin(live, version)
         if run.started is None:
             run.started = now
         live.batch = live.batch_first = 0
@@ -117,11 +127,14 @@ class Ledger(State):
         self._extend(live, self._lent[run][1])
         return Appended(live.batch_first, live.run.seq, live.run.cancel_requested)
 
-    def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, lease: float) -> Beat:
+    def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, lease: float, version: str | None) -> Beat:
         live = self._owned(run, fence)
         if checkpoint is not None:
             self._touch(live)
             self._keep(live, checkpoint)
+        if version is not None and live.run.version is None:
+            self._touch(live)
+            self._pin(live, version)
         self._extend(live, lease)
         return Beat(live.run.cancel_requested, live.sent)
 
@@ -280,6 +293,10 @@ class Ledger(State):
         self._rows.checkpoints.flat += (live.no, checkpoint)
         self._rows.advance(live)
 
+    def _pin(self, live: Live, version: str) -> None:
+        live.run.version = version
+        self._rows.pin(live)
+
     def _requeue(self, live: Live, trigger: Trigger, reason: str, attempts: int, place: int) -> Settled:
         run = live.run
         self._move(live, change(run.status, trigger).to)
@@ -304,22 +321,30 @@ class Ledger(State):
         self._rows.change(live)
         return Settled(copy.copy(run), True)
 
-    def _oldest(self, services: Sequence[str], pull: bool, lanes: Sequence[str]) -> Live | None:
+    def _oldest(
+        self, services: Sequence[str], pull: bool, lanes: Sequence[str], version: str | None, known: Collection[str]
+    ) -> Live | None:
         for lane in lanes:
             oldest = None
             for service in services:
-                head = self._head(service, lane, pull)
+                head = self._head(service, lane, pull, version, known)
                 if head is not None and (oldest is None or head.place < oldest.place):
                     oldest = head
             if oldest is not None:
                 return oldest
         return None
 
-    def _head(self, service: str, lane: str, pull: bool) -> Live | None:
-        """The first of the queue, left there. What is past its deadline expires."""
+    def _head(self, service: str, lane: str, pull: bool, version: str | None, known: Collection[str]) -> Live | None:
+        """The first of the queue that suits, left there. What is past its deadline expires."""
         while (live := self._first(service, lane, pull)) is not None:
             if live.run.deadline is None or live.run.deadline > self._clock():
                 break
             self._touch(live)
             self._end(live, "expire")
-        return live
+        if live is None or suits(live.run.version, version, known):
+            return live
+        now = self._clock()
+        for live in self._front_of(service, lane, pull):
+            if suits(live.run.version, version, known) and (live.run.deadline is None or live.run.deadline > now):
+                return live
+        return None

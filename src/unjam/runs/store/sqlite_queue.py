@@ -44,6 +44,17 @@ class Window:
             live.windowed = True
             heappush(self._heap, (live.place, live.run.id))
 
+    def front(self, lives: dict[str, Live], most: int) -> list[Live]:
+        """The first ones, in order, which stay; fewer than `most`: there are no more, or more are to be fetched."""
+        found: list[Live] = []
+        while len(found) < most and (live := self.head(lives)) is not None:
+            heappop(self._heap)
+            if live not in found[-1:]:
+                found.append(live)
+        for live in found:
+            heappush(self._heap, (live.place, live.run.id))
+        return found
+
     def head(self, lives: dict[str, Live]) -> Live | None:
         """The first one, which stays. None: there is none, or (by `bound`) more are to be fetched."""
         while self._heap:

@@ -143,7 +143,9 @@ class Rows:
         )  # fmt: skip
         self._state = _Update(_STATE)
         self._progress = _Update(_PROGRESS)
+        self._version = _Update(("version",))
         self._changed: dict[int, Live] = {}
+        self._pinned: dict[int, Live] = {}
         self._advanced: dict[int, Live] = {}
 
     def create(self, live: Live, data: bytes) -> None:
@@ -168,10 +170,16 @@ class Rows:
         """What isn't its state is to be written."""
         self._advanced[live.no] = live
 
+    def pin(self, live: Live) -> None:
+        """Its version, and what isn't its state, is to be written."""
+        self._pinned[live.no] = live
+        self._advanced[live.no] = live
+
     def forget(self) -> None:
         for insert in self._inserts:
             insert.flat.clear()
         self._changed.clear()
+        self._pinned.clear()
         self._advanced.clear()
 
     def any(self) -> bool:
@@ -195,6 +203,10 @@ class Rows:
                 # fmt: on
             self._changed.clear()
             self._state.write(connection)
+        if self._pinned:
+            self._version.flat = [value for no, live in self._pinned.items() for value in (no, live.run.version)]
+            self._pinned.clear()
+            self._version.write(connection)
         if self._advanced:
             flat = self._progress.flat
             flat.clear()

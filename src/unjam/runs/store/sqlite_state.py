@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from unjam.runs.machine import QUEUED, RUNNING, Status
-from unjam.runs.store.base import UnknownRun
-from unjam.runs.store.order import Due
+from unjam.runs.store.base import LOOKED, UnknownRun
+from unjam.runs.store.order import Due, QueueName
 from unjam.runs.store.sqlite_queue import FETCH, Window
 from unjam.runs.store.sqlite_rows import COLUMNS, Live, Rows, live_from
 
@@ -250,5 +250,16 @@ class State:
         if window is None:
             window = self._windows[name] = Window()
         while (live := window.head(self._lives)) is None and window.bound is not None:
-            window.fetched([self._known_or(row) for row in self._query(_WAITING, (*name, window.bound, FETCH))])
+            self._fetch(window, name)
         return live
+
+    def _front_of(self, service: str, lane: str, pull: bool) -> list[Live]:
+        """The first `LOOKED` of a queue that has some, left there."""
+        name = (service, lane, pull)
+        window = self._windows[name]
+        while len(front := window.front(self._lives, LOOKED)) < LOOKED and window.bound is not None:
+            self._fetch(window, name)
+        return front
+
+    def _fetch(self, window: Window, name: QueueName) -> None:
+        window.fetched([self._known_or(row) for row in self._query(_WAITING, (*name, window.bound, FETCH))])

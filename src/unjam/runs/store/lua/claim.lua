@@ -1,4 +1,5 @@
--- KEYS[1]: order of the index. ARGV: now, again, tag, token, worker, pull, lease in ms, number of lanes, lanes, services.
+-- KEYS[1]: order of the index. ARGV: now, again, tag, token, worker, pull, lease in ms, what version is `wanted`, number
+-- of lanes, lanes, services.
 -- The token is kept for as long as the same call may come again.
 local x = P .. '{' .. ARGV[3] .. '}:'
 local function answer(r)
@@ -9,15 +10,17 @@ if AGAIN then
   local r = id and fetch(id)
   if r and r.op == ARGV[4] and r.status == 'running' then return answer(r) end
 end
-local pull, lanes = ARGV[6], tonumber(ARGV[8])
-for lane = 9, 8 + lanes do
+local pull = ARGV[6]
+local version, known, at = wanted(ARGV, 8)
+local lanes = tonumber(ARGV[at])
+for lane = at + 1, at + lanes do
   while true do
     local id, first, from
-    for i = 9 + lanes, #ARGV do
+    for i = at + lanes + 1, #ARGV do
       local name = x .. queue(pull, ARGV[lane], ARGV[i])
-      local head = call('ZRANGE', name, 0, 0, 'WITHSCORES')
-      if head[1] and (not first or tonumber(head[2]) < first) then
-        id, first, from = head[1], tonumber(head[2]), name
+      local head, place = front(name, version, known)
+      if head and (not first or place < first) then
+        id, first, from = head, place, name
       end
     end
     if not id then break end
@@ -36,6 +39,10 @@ for lane = 9, 8 + lanes do
       r.status, r.worker, r.started = 'running', ARGV[5], r.started or NOW
       call('HSET', r.run, 'status', 'running', 'attempt', r.attempt, 'fence', r.fence, 'seq', r.seq, 'worker', ARGV[5],
         'started', r.started, 'batch', 0, 'length', ARGV[7], 'op', ARGV[4])
+      if version and r.version ~= version then
+        call('HSET', r.run, 'version', version)
+        r.version = version
+      end
       if r.released then call('HDEL', r.run, 'released') end
       call('ZADD', x .. 'leases', whole(MS + tonumber(ARGV[7])), id)
       call('HINCRBY', x .. 'running', r.service, 1)

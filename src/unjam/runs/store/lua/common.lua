@@ -107,6 +107,33 @@ local function enqueue(r, place, why)
   wait(r, place)
 end
 
+-- ARGV from `at` on: how many versions are known, -1 for a caller that has none; its version; those known. And where
+-- to go on.
+local function wanted(ARGV, at)
+  local n = tonumber(ARGV[at])
+  if n < 0 then return nil, nil, at + 1 end
+  local known = {}
+  for i = at + 2, at + 1 + n do known[ARGV[i]] = true end
+  return ARGV[at + 1], known, at + 2 + n
+end
+
+-- `model.suits`
+local function suits(id, version, known)
+  local pin = call('HGET', home(id) .. 'run:' .. id, 'version')
+  return not pin or pin == version or not known[pin]
+end
+
+-- The first of a queue that suits, and its place.
+local function front(name, version, known)
+  local head = call('ZRANGE', name, 0, 0, 'WITHSCORES')
+  if not head[1] then return nil end
+  if not version or suits(head[1], version, known) then return head[1], tonumber(head[2]) end
+  local more = call('ZRANGE', name, 1, @LOOKED@ - 1, 'WITHSCORES')
+  for i = 1, #more, 2 do
+    if suits(more[i], version, known) then return more[i], tonumber(more[i + 1]) end
+  end
+end
+
 -- Out of the queue, or off its worker.
 local function leave(r)
   if r.status == 'queued' then

@@ -1,4 +1,5 @@
--- KEYS[1]: the run. ARGV: now, again, id, fence, lease in ms, 1 with a checkpoint, the checkpoint.
+-- KEYS[1]: the run. ARGV: now, again, id, fence, lease in ms, 1 with a checkpoint, the checkpoint, version or
+-- nothing.
 local id = ARGV[3]
 local v = call('HMGET', KEYS[1], 'status', 'fence', 'seq', 'cancel')
 if not v[1] then return {'unknown'} end
@@ -6,5 +7,6 @@ if v[1] ~= 'running' or v[2] ~= ARGV[4] then return {'fenced', v[1], v[2]} end
 local r = {id = id, home = home(id), run = KEYS[1], seq = v[3]}
 if ARGV[6] == '1' then checkpoint(r, ARGV[7]) end
 call('HSET', KEYS[1], 'length', ARGV[5])
+if ARGV[8] and not call('HGET', KEYS[1], 'version') then call('HSET', KEYS[1], 'version', ARGV[8]) end
 call('ZADD', index(id) .. 'leases', whole(MS + tonumber(ARGV[5])), id)
 return {'ok', v[4], call('LLEN', r.home .. 'inputs:' .. id)}
