@@ -57,11 +57,26 @@ class QueueSpec:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSpec:
-    """CUSUM per version: trips on evidence that the error rate is above `error_rate`; `open` seconds, then a ramp."""
+    """Per version: trips on evidence that the error rate is above `error_rate`; `open` seconds, then a ramp.
+
+    `rule`: cusum, or window: more than `error_rate` of the last `window` calls failed and at least `least` were seen.
+    `baseline`: the rate at which a good version fails, where it is known; `learn`: measure it."""
 
     error_rate: float = 0.05
     open: float = 60.0
     enabled: bool = True
+    rule: str = "cusum"
+    window: int = 100
+    least: int = 20
+    baseline: float | None = None
+    learn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySpec:
+    """Sampled verdicts on answers: they trip a version's breaker on evidence that more than `error_rate` are bad."""
+
+    error_rate: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +102,14 @@ class WarmUpSpec:
 @dataclass(frozen=True, slots=True)
 class RetrySpec:
     """Retries before the first byte: `attempts` more tries of one request, at most `budget` of all requests
-    (over the last 10 s), and always `floor` per second."""
+    (over the last 10 s), and always `floor` per second. `answers`: whose failing answers the caller isn't shown while
+    somebody else could serve it, beyond the budget: those of a version on probation (`probes`), of all (`always`),
+    `never` any."""
 
     attempts: int = 2
     budget: float = 0.2
     floor: float = 3.0
+    answers: str = "probes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +234,8 @@ class ServiceSpec:
     #: What a caller's version sticks to: session, tenant, or a header's name. None: nothing (weights per request).
     sticky: str | None = None
     breaker: BreakerSpec = BreakerSpec()
+    #: None: nobody judges a sample of its answers.
+    quality: QualitySpec | None = None
     ejection: EjectionSpec = EjectionSpec()
     warm_up: WarmUpSpec = WarmUpSpec()
     retry: RetrySpec = RetrySpec()
