@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check unit fuzz soak history bench bench-quick peers clean
+.PHONY: setup demo test check unit fuzz soak history story bench bench-quick peers clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,11 @@ history: setup  ## 1,000 kills on each store: is a promise of durable runs broke
 	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.history --store redis --kills 1000
 	$(BIN)/python -m benchmarks.history --store sqlite --kills 1000
+
+story: setup  ## an audit of ten minutes on each store: cut, killed, restarted, and nobody misses anything
+	@scripts/system_packages.sh curl redis-server chromium
+	$(BIN)/python -m benchmarks.audit_story --store redis
+	$(BIN)/python -m benchmarks.audit_story --store sqlite
 
 peers:  ## HAProxy, nginx, Envoy, sglang-router, LiteLLM, arq, taskiq, each in its own place
 	benchmarks/install_peers.sh
