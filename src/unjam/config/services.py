@@ -212,6 +212,11 @@ class Retry(Model):
     attempts: Count = Field(_RETRY.attempts, description="More tries of one request. `retry: off` is short for 0.")
     budget: Share = Field(_RETRY.budget, description="Most retries as a share of all requests.")
     floor: Number = Field(_RETRY.floor, description="Retries per second that are always allowed.")
+    answers: Annotated[str, one_of("probes", "always", "never"), Kind("probes, always or never")] = Field(
+        _RETRY.answers,
+        description="Whose failing answers another version or the fallback replaces: `probes`: of a version whose "
+        "breaker isn't closed, `always`: anyone's, `never`: nobody's.",
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> Retry:

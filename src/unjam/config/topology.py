@@ -47,7 +47,7 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
             service.ejection.failures, service.ejection.base, service.ejection.max, service.ejection.panic
         ),
         warm_up=spec.WarmUpSpec(service.warm_up.window, service.warm_up.aggression, service.warm_up.least),
-        retry=spec.RetrySpec(service.retry.attempts, service.retry.budget, service.retry.floor),
+        retry=spec.RetrySpec(service.retry.attempts, service.retry.budget, service.retry.floor, service.retry.answers),
         health=_health(service.health),
         load=_load(service.load),
         fallback=tuple(_step(step) for step in service.fallback),

@@ -180,6 +180,16 @@ class Balancer:
         service.note_requests(now)
         return service.retry.take(now)
 
+    def spared(self, request: Request, version: Version, now: float) -> tuple[Endpoint, ...]:
+        """`request.tried` for another try that shall not meet `version`; empty when nobody else would take it."""
+        before = request.tried
+        request.tried = spared = (*before, *version.endpoints.values())
+        try:
+            other = self._target(request, now)
+        finally:
+            request.tried = before
+        return spared if other is not None or request.service.maintenance is not None else ()
+
     # Time
 
     def tick(self, now: float) -> Sequence[Lease | Refusal]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unjam.core.admission import Queue, Waiting
 from unjam.core.affinity import Sessions
@@ -106,7 +106,7 @@ class Version:
 class Service:
     """`young`, `overdue`: live leases that have not, and have, outlived the lanes' boundary, oldest first. `sole`: the
     version that gets every request, when nothing has to be chosen. `chain`: services to fall back on, in order, then
-    `maintenance`."""
+    `maintenance`. `shell`: the gateway's own, who looks into the exchanges."""
 
     __slots__ = (
         "_noted",
@@ -125,6 +125,7 @@ class Service:
         "retried",
         "retry",
         "sessions",
+        "shell",
         "sole",
         "spec",
         "succeeded",
@@ -144,6 +145,7 @@ class Service:
         self.sole: Version | None = None
         self.chain: tuple[Service, ...] = ()
         self.maintenance: Maintenance | None = None
+        self.shell: Any = None
         self.estimator = Estimator(spec.lanes.up_to)
         self.retry = RetryBudget(spec.retry)
         self.sessions: Sessions | None = None

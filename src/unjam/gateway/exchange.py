@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
 from unjam.gateway import heads, loads, maintenance, respond
-from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING
+from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING, Unwanted
+from unjam.gateway.taps import Tap
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
-from unjam.wire import sse, websocket
+from unjam.wire import sse, verdict, websocket
 from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 #: Seconds after sending within which the loss of a kept-alive connection means that the endpoint had closed it before.
 STALE = 1.0
 
-#: Bytes of an answer's end in which a provider's token usage is looked for.
-USAGE_TAIL = 4096
+#: `reason` of an answer that the agent itself called bad.
+REJECTED = "rejected_quality"
 
 
 class Exchange(Request):
@@ -63,7 +64,7 @@ class Exchange(Request):
         "state",
         "stats",
         "status",
-        "tail",
+        "tap",
         "ticket",
         "upstream",
     )
@@ -84,6 +85,7 @@ class Exchange(Request):
         self.tenant = tenant
         self.session = None
         self.sticky = None
+        self.pin = None
         self.lane_hint = None
         self.seconds_hint = None
         self.tokens = None
@@ -113,7 +115,7 @@ class Exchange(Request):
         self.reason = ""
         self.chunk_out = False
         self.events: sse.SseTracker | None = None
-        self.tail: bytes | None = None
+        self.tap: Tap | None = None
         #: When the caller said nobody waits any more; the exchange is cut then.
         self.cut_at = NEVER
 
@@ -289,25 +291,26 @@ class Exchange(Request):
             self.client.write(b"".join((respond.status_line(head.status, head.reason), *head.forward, b"\r\n")))
 
     def on_head(self, head: ResponseHead, kind: str, payload: bytes) -> None:
-        """The answer begins: its head, and the part of its body that came with it."""
+        """The answer begins: its head, and the part of its body that came with it. Raises Unwanted."""
         now = monotonic()
-        self.first_byte = self.last = now
-        self.status = head.status
-        self.state = RELAYING
         client = self.client
         lease = self.lease
         assert lease is not None
-        if not self.body_done:  # answered before it was asked in full
-            client.keep_alive = client.can_discard(self.head, self.bytes_in)
-        if lease.endpoint.region is not None:
-            client.gateway.heed(lease, head, now)
-            self.tail = payload[-USAGE_TAIL:]
-        self.bytes_out = len(payload)
         memo = head.memo
         if memo is None:
             memo = heads.answer_memo(head)
             if head.memo is None:
-                self._load_said(head, now)
+                self._said(head, now)
+        if head.status >= 500 and self.goes_elsewhere(Outcome.SERVER_ERROR, "agent_error", now):
+            raise Unwanted
+        self.first_byte = self.last = now
+        self.status = head.status
+        self.state = RELAYING
+        if not self.body_done:  # answered before it was asked in full
+            client.keep_alive = client.can_discard(self.head, self.bytes_in)
+        if lease.endpoint.region is not None or lease.service.shell is not None:
+            self._look_into(lease, head, payload, now)
+        self.bytes_out = len(payload)
         whole = kind == "length" and self.bytes_out == head.length
         if whole and client.keep_alive and self.head.minor == 1:  # nearly every answer
             client.transport.write(
@@ -330,10 +333,33 @@ class Exchange(Request):
         if not whole:
             client.look(now + self.timeouts().idle)
 
-    def _load_said(self, head: ResponseHead, now: float) -> None:
-        """The answer's head says something of the endpoint's load."""
-        assert self.upstream is not None
-        loads.said(self.upstream.upstream, head.known, now)
+    def _said(self, head: ResponseHead, now: float) -> None:
+        """The answer's head says something to the gateway: of the endpoint's load, of its own quality. Raises
+        Unwanted."""
+        known = head.known
+        if self.upstream is not None and not loads.PRESENT.isdisjoint(known):
+            loads.said(self.upstream.upstream, known, now)
+        value = known.get(verdict.HEADER)
+        if value is None or head.status >= 400:
+            return
+        try:
+            said = verdict.from_header(value)
+        except verdict.BadVerdict:
+            self.stats.verdict("agent", "unreadable")
+            return
+        self.stats.verdict("agent", "bad" if said.bad else "good")
+        if said.bad:
+            self.reason = REJECTED
+            if self.goes_elsewhere(Outcome.REJECTED_QUALITY, REJECTED, now):
+                raise Unwanted
+
+    def _look_into(self, lease: Lease, head: ResponseHead, payload: bytes, now: float) -> None:
+        """Somebody wants to know more of this answer than that it passed."""
+        usage = lease.endpoint.region is not None
+        if usage:
+            self.client.gateway.heed(lease, head, now)
+        self.tap = Tap(usage, lease.service.shell)
+        self.tap.feed(payload)
 
     def _forget_heads(self) -> None:
         self.client.reader.forget()
@@ -346,8 +372,8 @@ class Exchange(Request):
         self.bytes_out += len(payload)
         if self.events is not None:
             self.events.feed(payload)
-        if self.tail is not None:
-            self.tail = (self.tail + payload)[-USAGE_TAIL:]
+        if self.tap is not None:
+            self.tap.feed(payload)
         if self.chunk_out:
             payload = b"%x\r\n%b\r\n" % (len(payload), payload)
         self.client.transport.write(payload)
@@ -367,7 +393,21 @@ class Exchange(Request):
         elif self.events is not None and self.events.errors:
             outcome = Outcome.SERVER_ERROR
             self.reason = "error_event"
+        elif self.reason == REJECTED or (self.events is not None and self.events.verdict and self._judged()):
+            outcome = Outcome.REJECTED_QUALITY
+            self.reason = REJECTED
         self._end(outcome, reusable and self.body_done, now)
+
+    def _judged(self) -> bool:
+        """The stream had a verdict on itself: whether it was a bad one."""
+        assert self.events is not None
+        try:
+            said = verdict.from_event(self.events.verdict or b"")
+        except verdict.BadVerdict:
+            self.stats.verdict("agent", "unreadable")
+            return False
+        self.stats.verdict("agent", "bad" if said.bad else "good")
+        return said.bad
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
         """101: become a tunnel, if that was asked for and the endpoint really agreed (RFC 6455 §4.1)."""
@@ -384,7 +424,7 @@ class Exchange(Request):
         self.status = 101
         self.first_byte = self.last = monotonic()
         if not loads.PRESENT.isdisjoint(head.known):
-            self._load_said(head, self.last)
+            loads.said(connection.upstream, head.known, self.last)
         lines = [respond.status_line(101), *head.forward, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"]
         if self.client.gateway.settings.response_headers:
             lines.append(connection.upstream.markers[lease.heavy])
@@ -401,7 +441,7 @@ class Exchange(Request):
         self.drop_upstream()
         if self.state == RELAYING:
             self.cut(Outcome.TRUNCATED, error.reason, "The agent's answer broke off: it was not valid HTTP.")
-        else:
+        elif not self.goes_elsewhere(Outcome.SERVER_ERROR, error.reason, monotonic()):
             self.fail(502, error.reason, "The endpoint's answer was not valid HTTP.", outcome=Outcome.SERVER_ERROR)
 
     def on_lost(self, error: Exception | None) -> None:
@@ -439,6 +479,25 @@ class Exchange(Request):
 
     # -- failing ---------------------------------------------------------------------------------------------------
 
+    def goes_elsewhere(self, outcome: Outcome, reason: str, now: float) -> bool:
+        """Nothing has reached the client, and its version, being on probation, has just failed it: have another one
+        serve it, or the fallback chain, if the service wants that and it can be sent again."""
+        lease = self.lease
+        assert lease is not None
+        retry = lease.service.spec.retry
+        if retry.answers == "never" or (retry.answers == "probes" and lease.version.breaker.closed):
+            return False
+        if not (self.replayable and self.body_done) or self.retries >= retry.attempts:
+            return False
+        gateway = self.client.gateway
+        spared = gateway.balancer.spared(self, lease.version, now)
+        if not spared:
+            return False
+        self.drop_upstream()
+        self.tried = spared
+        self._again(lease, outcome, now, 502, reason, "The agent failed, and nobody else could take the request.")
+        return True
+
     def _next_endpoint(self, outcome: Outcome, status: int, reason: str, message: str, unreached: bool = False) -> None:
         """Nothing has reached the client: give the slot back and try elsewhere, within attempts and budget."""
         lease = self.lease
@@ -453,14 +512,28 @@ class Exchange(Request):
         if not retry:
             self.fail(status, reason, message, outcome=outcome, unreached=unreached)
             return
-        self.lease = None
         self.upstream = None
+        self.tried = (*self.tried, lease.endpoint)
+        self._again(lease, outcome, now, status, reason, message, unreached)
+
+    def _again(
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        now: float,
+        status: int,
+        reason: str,
+        message: str,
+        unreached: bool = False,
+    ) -> None:
+        """End this lease and ask for another; the rest is what the client is told if there is none."""
+        self.lease = None
+        self.reason = ""
         self.retries += 1
         self.last = now
         self.stats.retries += 1
-        self.tried = (*self.tried, lease.endpoint)
         self.state = QUEUED
-        gateway.finish(lease, outcome, now, None, unreached)
+        self.client.gateway.finish(lease, outcome, now, None, unreached)
         self.offer(now, (status, reason, message, lease, outcome))
 
     def fail(
@@ -586,8 +659,11 @@ class Exchange(Request):
         if gateway.access_log.enabled:
             gateway.log_access(self, lease, outcome, now)
         if lease is not None and lease.outcome is None:
-            if self.tail or unreached:
-                gateway.finish(lease, outcome, now, self.tail, unreached)
+            tap = self.tap
+            if tap is not None or unreached:
+                gateway.finish(lease, outcome, now, None if tap is None else tap.tail, unreached)
+                if tap is not None and tap.watch is not None:
+                    tap.watch.ended(self, lease, outcome, now)
             else:
                 waiting = gateway.balancer.finish(lease, outcome, now)
                 if waiting:

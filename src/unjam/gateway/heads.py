@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unjam.gateway import loads, respond
+from unjam.wire import verdict
 
 if TYPE_CHECKING:
     from unjam.gateway.client import ClientConnection
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Fields that are for the endpoint when this gateway has no keys of its own.
 CREDENTIALS = (b"authorization", b"x-api-key")
+
+#: Fields of an answer that are said to the gateway.
+_SAYING = loads.PRESENT | {verdict.HEADER}
 
 #: The settings and the prefix length it was made for; the request line; every line but Host, request id and framing.
 RequestMemo = tuple["Settings", int, bytes, bytes]
@@ -53,10 +57,10 @@ def request_framing(head: RequestHead) -> bytes:
 
 
 def answer_memo(head: ResponseHead) -> bytes:
-    """The status line and the lines of an answer that are passed on. Not kept in the head when it says something of the
-    endpoint's load: so answers that don't are not even asked."""
+    """The status line and the lines of an answer that are passed on. Not kept in the head when it says something to the
+    gateway, of the endpoint's load or its own quality: so answers that don't are not even asked."""
     memo = respond.status_line(head.status, head.reason) + b"".join(head.forward)
-    if loads.PRESENT.isdisjoint(head.known):
+    if _SAYING.isdisjoint(head.known):
         head.memo = memo
     return memo
 
@@ -89,9 +93,11 @@ def markers(exchange: Exchange) -> bytes:
     if not exchange.client.gateway.settings.response_headers:
         return b""
     upstream: Upstream = lease.endpoint.shell
-    if exchange.queued < 0.001 and not lease.fallback:
+    if exchange.queued < 0.001 and not lease.fallback and not exchange.retries:
         return upstream.prompt[lease.heavy]
     lines = upstream.markers[lease.heavy] + b"x-unjam-queued-ms: %d\r\n" % (exchange.queued * 1000.0)
     if lease.fallback:
         lines += b"x-unjam-fallback: %b\r\n" % lease.service.name.encode("ascii", "replace")
+    if exchange.retries:
+        lines += b"x-unjam-retries: %d\r\n" % exchange.retries
     return lines

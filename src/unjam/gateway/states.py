@@ -27,3 +27,7 @@ ENDED: Final = 6
 LOCAL: Final = 7
 
 NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended", "local")
+
+
+class Unwanted(Exception):
+    """The answer that begins is not for the client, which is served elsewhere; its connection was aborted."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from unjam.gateway.loads import Said
+from unjam.gateway.states import Unwanted
 from unjam.wire.errors import Malformed
 from unjam.wire.http1 import RESPONSE_LIMITS, ChunkedReader, ResponseReader
 
@@ -191,6 +192,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self._head(exchange, data)
             except Malformed as error:
                 exchange.bad_answer(error)
+            except Unwanted:
+                pass  # the exchange has gone elsewhere
         elif mode == LENGTH:
             left = self.left - len(data)
             if left > 0:

@@ -163,6 +163,12 @@ class Collector(registry.Collector):
             ("service", "reason"),
             (((service.name, reason), n) for service in services for reason, n in sorted(service.sheds.items())),
         )
+        yield from _counter(
+            "unjam_verdicts",
+            "Judgements of answers.",
+            ("service", "source", "verdict"),
+            (((service.name, *said), n) for service in services for said, n in sorted(service.verdicts.items())),
+        )
 
     def _balancer(self) -> Iterator[Piece]:
         snapshot = self._snapshot

@@ -96,7 +96,7 @@ class ServiceStats:
 
     `sheds`: refused by reason. `retries`: further tries after a first one failed. `fallbacks`: served by another
     service of the chain. `queue_cancelled`: the client left while it waited (one that leaves later has outcome
-    `cancelled`).
+    `cancelled`). `verdicts`: on its answers, by who judged and what was said (`good`, `bad`, `unreadable`).
     """
 
     __slots__ = (
@@ -110,6 +110,7 @@ class ServiceStats:
         "retries",
         "sheds",
         "sse_events",
+        "verdicts",
     )
 
     def __init__(self, name: str) -> None:
@@ -123,6 +124,7 @@ class ServiceStats:
         self.retries = 0
         self.sheds: dict[str, int] = dict.fromkeys([str(r) for r in Reason], 0)
         self.sse_events = 0
+        self.verdicts: dict[tuple[str, str], int] = {}
 
     def lane(self, heavy: bool) -> LaneStats:
         return self._heavy if heavy else self._fast
@@ -149,6 +151,10 @@ class ServiceStats:
 
     def shed(self, reason: str) -> None:
         count(self.sheds, reason)
+
+    def verdict(self, source: str, said: str) -> None:
+        """`source`: agent, user, or an evaluator's name, which the configuration bounds."""
+        self.verdicts[source, said] = self.verdicts.get((source, said), 0) + 1
 
     @property
     def total(self) -> int:

@@ -1,0 +1,50 @@
+"""What is kept of an answer on its way to the client, for the few that somebody wants to look at afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from unjam.core.model import Lease, Outcome
+    from unjam.gateway.exchange import Exchange
+
+#: Bytes of an answer's end in which a provider's token usage is looked for.
+USAGE_TAIL: Final = 4096
+
+
+class Watch(Protocol):
+    """Stands at `Service.shell` of a service whose exchanges are judged."""
+
+    def wants(self) -> int:
+        """Bytes of the answer that begins which are to be kept; 0: this one isn't looked at."""
+        ...
+
+    def ended(self, exchange: Exchange, lease: Lease, outcome: Outcome, now: float) -> None:
+        """`exchange.tap` has what was kept of it."""
+        ...
+
+
+class Tap:
+    """`tail`: the end of the answer, None when nobody asks for usage. `pieces`: its bytes as far as they were wanted;
+    `whole`: none is missing. `watch`: who is told of its end."""
+
+    __slots__ = ("_left", "pieces", "tail", "watch", "whole")
+
+    def __init__(self, usage: bool, watch: Watch | None) -> None:
+        self.tail: bytes | None = b"" if usage else None
+        self.watch = watch
+        self._left = watch.wants() if watch is not None else 0
+        self.pieces: list[bytes] = []
+        self.whole = True
+
+    def feed(self, payload: bytes) -> None:
+        tail = self.tail
+        if tail is not None:
+            self.tail = (tail + payload)[-USAGE_TAIL:]
+        left = self._left
+        if len(payload) <= left:
+            self._left = left - len(payload)
+            self.pieces.append(payload)
+        else:
+            self._left = 0
+            self.whole = False
