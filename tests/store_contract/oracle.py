@@ -221,6 +221,12 @@ class Oracle:
         run.result = None
         return True
 
+    def delete(self, run: Known) -> str | None:
+        if run.status not in ENDS:
+            return "NotEnded"
+        self.runs.remove(run)
+        return None
+
     def housekeep(self) -> int:
         kept = [run for run in self.runs if run.status not in ENDS or self.wall - run.ended <= 3600]
         deleted = len(self.runs) - len(kept)

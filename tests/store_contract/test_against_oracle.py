@@ -85,6 +85,7 @@ CALLS: list[tuple[str, int, dict[str, st.SearchStrategy[Any]]]] = [
     ("cancel", 1, {"number": which}),
     ("send", 1, {"number": which, "sent": st.binary(max_size=3)}),
     ("requeue", 2, {"number": which}),
+    ("delete", 1, {"number": which, "alive": st.sampled_from([False, False, True])}),
     ("time_passes", 3, {"step": st.sampled_from([0.0, 7.0, 11.0, 40.0, 40.0]), "swept": st.booleans()}),
     ("the_wall_clock_goes", 1, {"step": st.sampled_from([30.0, 30.0, 4000.0, 90000.0]), "kept": st.booleans()}),
     ("reopen", 1, {}),
@@ -252,6 +253,14 @@ class Sequences(RuleBasedStateMachine):
         said = self.ask(self.h.store.requeue(run.id))
         assert not isinstance(said, str)
         assert said.changed == expected
+
+    def delete(self, number: int, alive: bool) -> None:
+        run = self.pick(number, *(["queued", "running"] if alive else ENDS))
+        expected = self.oracle.delete(run)
+        assert self.ask(self.h.store.delete(run.id)) == expected
+        if expected is None:
+            self.touched = None
+            assert self.ask(self.h.store.get(run.id)) == "UnknownRun"
 
     def time_passes(self, step: float, swept: bool) -> None:
         self.oracle.time += step

@@ -199,6 +199,9 @@ class CountedStore:
     async def dead(self, service: str | None = None, limit: int = 100) -> Runs:
         return await self._ask(lambda: self._store.dead(service, limit))
 
+    async def delete(self, run: str) -> None:
+        await self._ask(lambda: self._store.delete(run))
+
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         return await self._ask(lambda: self._store.housekeep(keep, limit))
 

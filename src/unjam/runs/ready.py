@@ -34,6 +34,10 @@ class Waiter:
         self._future.set_result(None)
         return True
 
+    @property
+    def woken(self) -> bool:
+        return self._future.done()
+
     def stop(self) -> None:
         """Wait no longer."""
         self.wake()
@@ -43,12 +47,47 @@ class Waiter:
         await asyncio.wait((self._future,), timeout=max(seconds, 0.0))
 
 
-class Ready:
+class Waiting:
+    """Who waits for something that happens to a run, or whatever else has a name: all of them are woken by it."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[Waiter, None]] = {}
+
+    def enter(self, names: Iterable[str]) -> Waiter:
+        """Register first, then look, then wait. `leave` must follow."""
+        waiter = Waiter(names)
+        for name in waiter.services:
+            self._waiting.setdefault(name, {})[waiter] = None
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        for name in waiter.services:
+            waiting = self._waiting.get(name)
+            if waiting is not None:
+                waiting.pop(waiter, None)
+                if not waiting:
+                    del self._waiting[name]
+
+    def wake(self, name: str) -> None:
+        for waiter in self._waiting.get(name, ()):
+            waiter.wake()
+
+    def wake_all(self) -> None:
+        """Nobody waits any longer."""
+        for waiting in self._waiting.values():
+            for waiter in waiting:
+                waiter.wake()
+
+    def __len__(self) -> int:
+        return len({waiter for waiting in self._waiting.values() for waiter in waiting})
+
+
+class Ready(Waiting):
     """`clock`: monotonic seconds."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__()
         self._clock = clock
-        self._waiting: dict[str, dict[Waiter, None]] = {}
         self._listeners: list[OnReady] = []
         self._next = clock() + RECONCILE
         store.on_ready = self.told
@@ -56,21 +95,6 @@ class Ready:
     def listen(self, listener: OnReady) -> None:
         """Call it at every hint."""
         self._listeners.append(listener)
-
-    def enter(self, services: Iterable[str]) -> Waiter:
-        """Register first, then ask the store, then wait: so no hint falls between. `leave` must follow."""
-        waiter = Waiter(services)
-        for service in waiter.services:
-            self._waiting.setdefault(service, {})[waiter] = None
-        return waiter
-
-    def leave(self, waiter: Waiter) -> None:
-        for service in waiter.services:
-            waiting = self._waiting.get(service)
-            if waiting is not None:
-                waiting.pop(waiter, None)
-                if not waiting:
-                    del self._waiting[service]
 
     def told(self, service: str) -> None:
         """A run of the service may be claimable."""
@@ -84,12 +108,6 @@ class Ready:
             if waiter.wake():
                 break
 
-    def wake_all(self) -> None:
-        """The gateway is stopping: nobody waits any longer."""
-        for waiting in self._waiting.values():
-            for waiter in waiting:
-                waiter.wake()
-
     def tick(self) -> None:
         """Once a second."""
         now = self._clock()
@@ -97,6 +115,3 @@ class Ready:
             self._next = now + RECONCILE
             for service in list(self._waiting):
                 self.pass_on(service)
-
-    def __len__(self) -> int:
-        return len({waiter for waiting in self._waiting.values() for waiter in waiting})

@@ -70,6 +70,18 @@ class QueueFull(StoreError):
     code = "queue_full"
 
 
+class TenantQueueFull(QueueFull):
+    """As many runs of the service wait for one tenant as may."""
+
+    code = "tenant_queue_full"
+
+
+class NotEnded(StoreError):
+    """Only what has ended may be deleted."""
+
+    code = "run_not_ended"
+
+
 class LogExpired(StoreError):
     """The events asked for are gone; the run itself may be known still."""
 
@@ -212,6 +224,10 @@ class Store(Protocol):
         """Queue a failed or expired run again, from its checkpoint: its attempts and a deadline that has passed are
         forgiven, its error, result and a wish to cancel forgotten. It stays pinned to its version. In any other state:
         unchanged."""
+
+    async def delete(self, run: str) -> None:
+        """Forget an ended run at once: its record, payloads, log and place in every list. Its idempotency key is free
+        then: used again, it makes a new run. Raises NotEnded."""
 
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         """Delete runs that ended more than `keep` seconds ago; how many were. ValueError below `KEPT_AT_LEAST`."""

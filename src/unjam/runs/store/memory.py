@@ -40,6 +40,7 @@ from unjam.runs.store.base import (
     LEASE,
     Fenced,
     LogExpired,
+    NotEnded,
     QueueFull,
     Runs,
     Workers,
@@ -303,6 +304,12 @@ class MemoryStore(Book):
         runs = (self._held[run].run for run in reversed(self._dead))
         found = [copy.copy(run) for run in runs if service in (None, run.service)]
         return found[:limit]
+
+    async def delete(self, run: str) -> None:
+        status = self._get(run).run.status
+        if status not in TERMINAL:
+            raise NotEnded(f"{run} is {status}")
+        self._delete(run)
 
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         if keep < KEPT_AT_LEAST:

@@ -278,6 +278,10 @@ class RedisStore(Scripts):
         found = sorted(((float(at), run_of(run)) for reply in replies for at, run in reply[1]), key=lambda one: -one[0])
         return [run for _, run in found[:limit]]
 
+    async def delete(self, run: str) -> None:
+        checked(await self._script("delete", run), run)
+        self._known.pop(run, None)
+
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         if keep < KEPT_AT_LEAST:
             raise ValueError(f"ended runs are kept {KEPT_AT_LEAST:g} s at least")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from unjam.runs.model import Batch, Event, NewEvent, NewRun, Run, WorkerInfo
-from unjam.runs.store.base import Fenced, KeyReused, LogExpired, QueueFull, UnknownRun
+from unjam.runs.store.base import Fenced, KeyReused, LogExpired, NotEnded, QueueFull, UnknownRun
 
 
 def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
@@ -21,6 +21,8 @@ def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
     if code == b"fenced":
         fence = reply[2].decode() if isinstance(reply[2], bytes) else reply[2]
         raise Fenced(f"{run} is {reply[1].decode()}, its fence {fence}")
+    if code == b"live":
+        raise NotEnded(f"{run} is {reply[1].decode()}")
     if code == b"batch":
         raise ValueError(f"after batch {reply[1]} must come the next one")
     if code == b"reused":

@@ -59,13 +59,14 @@ _NAMES: Final = [
     "read",
     "list",
     "dead",
+    "delete",
     "housekeep",
     "depth",
     "announce",
     "workers",
 ]
 #: What frees memory is done in want of it, too.
-_FREEING: Final = frozenset({"finish", "release", "cancel", "sweep", "housekeep"})
+_FREEING: Final = frozenset({"finish", "release", "cancel", "sweep", "delete", "housekeep"})
 _READING: Final = frozenset({"claimed", "heads", "inputs", "get", "result", "read", "list", "dead", "depth", "workers"})
 
 #: A place for a line: the server, and what it is used for: 0 and 1, small calls; `_BULK`: large ones.

@@ -169,6 +169,11 @@ class SqliteStore:
         check_size(data)
         return await self._write(self._ledger.send, run, data)
 
+    async def delete(self, run: str) -> None:
+        more = await self._write(self._ledger.delete, run)
+        while more:
+            _, more = await self._write(self._ledger.purge, KEPT_AT_LEAST, 0)
+
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         if keep < KEPT_AT_LEAST:
             raise ValueError(f"ended runs are kept {KEPT_AT_LEAST:g} s at least")

@@ -25,8 +25,8 @@ from unjam.runs.model import (
     new_id,
     suits,
 )
-from unjam.runs.store.base import KEY_KEPT, Fenced, KeyReused, QueueFull, UnknownRun
-from unjam.runs.store.sqlite_purge import purge
+from unjam.runs.store.base import KEY_KEPT, Fenced, KeyReused, NotEnded, QueueFull, UnknownRun
+from unjam.runs.store.sqlite_purge import erase, purge
 from unjam.runs.store.sqlite_rows import COLUMNS, Live
 from unjam.runs.store.sqlite_schema import SEQ_BITS
 from unjam.runs.store.sqlite_state import NEXT_DEADLINE, State
@@ -242,6 +242,15 @@ class Ledger(State):
             for service, counts in self._counts.items()
             if counts[QUEUED] or counts[RUNNING]
         }
+
+    def delete(self, run: str) -> bool:
+        """True: there is more to do, by `purge`."""
+        live = self._find(run)
+        if live.run.status not in TERMINAL:
+            raise NotEnded(f"{run} is {live.run.status}")
+        self._touch(live)
+        del self._lives[run]
+        return erase(self._flush(), live.no, live.run.seq)
 
     def purge(self, keep: float, limit: int) -> tuple[int, bool]:
         """A slice of `housekeep`, of a few milliseconds: runs deleted, whether there is more to do."""

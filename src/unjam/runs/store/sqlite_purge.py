@@ -32,18 +32,24 @@ def purge(connection: sqlite3.Connection, now: float, keep: float, limit: int) -
     done = 0
     more = False
     for no, seq in old:
-        if seq > EVENTS:
-            connection.execute("INSERT INTO trash (no) VALUES (?)", (no,))
-            more = True
-        else:
-            connection.execute(f"DELETE FROM events WHERE {_RANGE}", (no << SEQ_BITS, (no + 1) << SEQ_BITS))
-        connection.execute(f"DELETE FROM sent WHERE {_RANGE}", (no << SEQ_BITS, (no + 1) << SEQ_BITS))
-        for table in ("inputs", "results", "checkpoints", "runs"):
-            connection.execute(f"DELETE FROM {table} WHERE no = ?", (no,))
+        more = erase(connection, no, seq) or more
         done += 1
         if time.monotonic() >= end:
             break
     return done, more or (done < limit and done == len(old) == EVENTS) or done < len(old)
+
+
+def erase(connection: sqlite3.Connection, no: int, seq: int) -> bool:
+    """In a transaction: delete a run. True: it has left trash."""
+    every = (no << SEQ_BITS, (no + 1) << SEQ_BITS)
+    if trash := seq > EVENTS:
+        connection.execute("INSERT INTO trash (no) VALUES (?)", (no,))
+    else:
+        connection.execute(f"DELETE FROM events WHERE {_RANGE}", every)
+    connection.execute(f"DELETE FROM sent WHERE {_RANGE}", every)
+    for table in ("inputs", "results", "checkpoints", "runs"):
+        connection.execute(f"DELETE FROM {table} WHERE no = ?", (no,))
+    return trash
 
 
 def _trash(connection: sqlite3.Connection, end: float) -> bool:

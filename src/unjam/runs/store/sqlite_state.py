@@ -112,6 +112,10 @@ class State:
         """Nothing of the group has happened. Raises sqlite3.Error when the connection is of no use any more."""
         for live, before in reversed(self._journal):
             self._restore(live, before)
+        for live, _ in self._journal:
+            self._let_go(live)
+        for live in self._visitors:
+            self._let_go(live)
         self._forget()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
@@ -184,6 +188,7 @@ class State:
             del self._lives[run.id]
             return
         status = run.status
+        self._lives[run.id] = live
         # fmt: off
         (
             live.run, live.place, live.reason, live.closer, live.dead, live.checkpoint_seq, live.batch,

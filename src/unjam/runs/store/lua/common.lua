@@ -165,6 +165,20 @@ local function checkpoint(r, data)
   r.check = '1'
 end
 
+-- Nothing of an ended run is left. `key`: name of its idempotency key.
+local function erase(id, tenant, key)
+  local h, x = home(id), index(id)
+  if key then
+    local used = call('GET', h .. 'key:' .. key)
+    if used and string.sub(used, 1, 31) == id then call('DEL', h .. 'key:' .. key) end
+  end
+  for _, what in ipairs({'log:', 'input:', 'result:', 'check:', 'inputs:', 'run:'}) do call('UNLINK', h .. what .. id) end
+  call('ZREM', x .. 'runs', aged(id))
+  call('ZREM', x .. 'tenant:' .. (tenant or ''), aged(id))
+  call('ZREM', x .. 'dead', id)
+  call('ZREM', x .. 'ended', id)
+end
+
 -- Events from ARGV[first] on: type, data, type, data ...
 local function add(r, batch, ARGV, first)
   local from = r.seq
