@@ -124,22 +124,30 @@ class Workers:
     # Presence
 
     def hear(
-        self, service: Service, version: str | None, name: str, slots: int, now: float, running: int | None = None
+        self,
+        service: Service,
+        version: str | None,
+        name: str,
+        slots: int | None,
+        now: float,
+        running: int | None = None,
     ) -> Worker:
-        """A worker asks for work. `version` None: that of the greatest weight. `running` None: it doesn't say. Raises
-        KeyError for a version that the service doesn't have."""
+        """A worker asks for work. `version` None: that of the greatest weight. `slots` None: it doesn't say, and has
+        one more than it is seen to use. Raises KeyError for a version that the service doesn't have."""
         released = _released(service, version)
         crew = self._crew(released)
         worker = self.seen.get((service.name, name))
         if worker is not None and worker.pool.version is not crew:
             self._leave(worker, now)
             worker = None
+        if slots is None:
+            slots = max(worker.slots, worker.taken + 1) if worker is not None else 1 + (running or 0)
         if worker is None:
             worker = Worker(EndpointSpec(name, slots=slots), crew.bench, now)
             self.seen[service.name, name] = worker
             crew.elsewhere.pop(name, None)
             crew.endpoints[name] = worker
-            crew.large += slots > lanes.FEW
+            crew.large += worker.slots > lanes.FEW
             crew.bench.add(worker)
             self._health.joined(worker, now, warm_up=False)
             lanes.recap(crew, worker)

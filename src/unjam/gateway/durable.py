@@ -18,9 +18,10 @@ from unjam.config import Config
 from unjam.config.runs import Runs, ServiceRuns
 from unjam.gateway.counted import CountedStore
 from unjam.gateway.dispatcher import Dispatcher, PushOptions
+from unjam.gateway.workers import Workers
 from unjam.runs.hub import Hub
 from unjam.runs.machine import FAILED
-from unjam.runs.ready import Ready
+from unjam.runs.ready import Ready, Waiting
 from unjam.runs.store import make
 from unjam.runs.store.base import Store, StoreAway, StoreError
 from unjam.telemetry.runs import RunsStats
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     from unjam.gateway.local import LocalExchange
     from unjam.gateway.run_socket import RunSockets
 
-#: Seconds between sweeps, between looks at the queues' depth, between two rounds of housekeeping.
+#: Seconds between sweeps, between looks at the queues' depth, at who is there elsewhere, between two rounds of
+#: housekeeping.
 SWEEP: Final = 1.0
 DEPTH: Final = 5.0
+PRESENCE: Final = 2.0
 HOUSEKEEP: Final = 60.0
 #: Seconds until a store that could not be opened is tried again: doubled from the first to the second.
 AGAIN: Final = (0.5, 15.0)
@@ -48,7 +51,8 @@ CLOSING: Final = 5.0
 class Durable:
     """`limits`: of the configuration in force. `services`: those that take runs. `held`: exchanges that wait for a run
     to go on or end. `poke`: called with the id of a run that is to be stopped or was sent something; who runs it here
-    looks at once rather than at its next sign of life."""
+    looks at once rather than at its next sign of life. `given`: who waits for a run to be sent something; `workers`:
+    who asks for runs here."""
 
     def __init__(self, gateway: Gateway, config: Config, store: Store | None = None) -> None:
         assert config.runs is not None
@@ -74,7 +78,8 @@ class Durable:
         self.sockets: RunSockets | None = None
         self.dispatcher = Dispatcher(gateway, self.store, worker=f"gateway:{socket.gethostname()}:{os.getpid()}")
         self.ready.listen(self.dispatcher.ready)
-        self.poke: Callable[[str], None] = self.dispatcher.poke
+        self.workers = Workers(self)
+        self.given = Waiting()
         self._rng = Random()
         self._tasks: list[asyncio.Task[None]] = []
         self.configure(config)
@@ -92,6 +97,10 @@ class Durable:
             {name: service.path for name, service in self.services.items()},
             PushOptions(limits.dispatch, limits.lease, limits.max_event, limits.max_result),
         )
+
+    def poke(self, run: str) -> None:
+        self.dispatcher.poke(run)
+        self.given.wake(run)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -128,6 +137,8 @@ class Durable:
         self._tasks += [
             asyncio.create_task(self._every(SWEEP, self._sweep)),
             asyncio.create_task(self._every(DEPTH, self._depth)),
+            asyncio.create_task(self._every(SWEEP, self.workers.look)),
+            asyncio.create_task(self._every(PRESENCE, self.workers.exchange)),
             asyncio.create_task(self._every(HOUSEKEEP, self._housekeep)),
         ]
 
@@ -147,6 +158,7 @@ class Durable:
             swept = await self.store.sweep(SWEPT)
             for settled in swept:
                 run = settled.run
+                self.workers.ended(run)
                 tell = self.gateway.log.warning if run.status == FAILED else self.gateway.log.info
                 tell("run_swept", run=run.id, service=run.service, status=run.status, worker=run.worker or "")
             if len(swept) < SWEPT:
@@ -183,6 +195,7 @@ class Durable:
     def drain(self) -> None:
         """Tell held clients to go on elsewhere: not all at once, as they come back all at once."""
         self.ready.wake_all()
+        self.given.wake_all()
         held = list(self.held)
         now = monotonic()
         spread = min((len(held) + self.clients) / ROTATED, self.gateway.settings.drain_timeout / 2)

@@ -56,8 +56,30 @@ class Input(Struct, forbid_unknown_fields=True):
     data: Raw
 
 
+class Load(Struct, forbid_unknown_fields=True):
+    """What a worker says of its machine, each figure if it knows it; as in the reports of endpoints."""
+
+    cores: float | None = None
+    memory: int | None = None
+    cpu: float | None = None
+    agent_cpu: float | None = None
+    memory_free: int | None = None
+    agent_memory: int | None = None
+    in_flight: int | None = None
+    waiting: int | None = None
+    cache: float | None = None
+    pressure: float | None = None
+    memory_pressure: float | None = None
+    run_queue: float | None = None
+    open_files: int | None = None
+    weight: float | None = None
+    slots: int | None = None
+    state: Literal["ready", "draining", "down"] | None = None
+
+
 class ClaimRun(Struct, forbid_unknown_fields=True):
-    """`wait`: seconds that the gateway may hold the claim until there is a run."""
+    """`wait`: seconds that the gateway may hold the claim until there is a run. `slots`: runs the worker does at once;
+    `running`: those it does now. `version`: of the service, that the worker is; runs it begins keep to it."""
 
     services: Annotated[list[Name], Meta(min_length=1, max_length=100)]
     worker: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
@@ -65,6 +87,10 @@ class ClaimRun(Struct, forbid_unknown_fields=True):
         default_factory=lambda: ["fast", "heavy"]
     )
     wait: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    slots: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    running: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    version: Name | None = None
+    load: Load | None = None
 
 
 class EventIn(Struct, forbid_unknown_fields=True):

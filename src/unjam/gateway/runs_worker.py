@@ -6,9 +6,9 @@ whatever tenant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -18,13 +18,22 @@ from unjam.gateway.runs_api import AROUND, guarded, may_call
 from unjam.gateway.runs_errors import missing
 from unjam.gateway.runs_follow import NOTHING
 from unjam.runs.model import Claim, NewEvent, partition_of
+from unjam.runs.store.base import Fenced, UnknownRun
 
 if TYPE_CHECKING:
+    from unjam.core.workers import Worker
     from unjam.gateway.durable import Durable
     from unjam.gateway.paths import Paths
+    from unjam.gateway.workers import Share
+
+T = TypeVar("T")
 
 #: Bytes of the events in one call, at least.
 EVENTS: Final = 1 << 22
+#: Seconds between two questions of what a worker may have that may not have all it asks for.
+AGAIN: Final = 0.5
+#: Seconds between two looks for inputs that other gateways took.
+LOOK: Final = 1.0
 
 _claim = shapes.decoder(shapes.ClaimRun)
 _append = shapes.decoder(shapes.Append)
@@ -80,36 +89,72 @@ class WorkerApi:
                 raise Refused(404, "unknown_service", "No service of this name takes runs.")
         if len(asked.services) == 1:
             exchange.service = asked.services[0]
-        until = monotonic() + min(asked.wait, durable.limits.wait)
-        waiter = None
+        workers = durable.workers.hear(asked)
+        durable.workers.holding(workers, 1)
         try:
-            while not exchange.gone and not durable.gateway.draining:
-                if until > monotonic():
-                    # In place before the question, so that nothing falls between.
-                    waiter = durable.ready.enter(asked.services)
-                    exchange.on_ended = waiter.stop
-                claim = await self._store.claim(
-                    asked.services, asked.worker, pull=True, lanes=asked.lanes, lease=durable.limits.lease
-                )
+            claim = await self._claimed(exchange, asked, workers)
+        finally:
+            durable.workers.holding(workers, -1)
+        return NOTHING if claim is None else await self._hand_over(exchange, claim, workers)
+
+    async def _claimed(
+        self, exchange: LocalExchange, asked: shapes.ClaimRun, workers: Sequence[Worker]
+    ) -> Claim | None:
+        """A run that the worker may have, as soon as there is one; None once its patience is at an end."""
+        durable = self._durable
+        until = monotonic() + min(asked.wait, durable.limits.wait)
+        refused, passed_on = False, 0.0
+        while not exchange.gone and not durable.gateway.draining:
+            shares = durable.workers.shares(asked, workers)
+            # In place before the question, so that nothing falls between. Who may have nothing takes nobody's hint.
+            waiter = durable.ready.enter(name for share in shares for name in share.services)
+            exchange.on_ended = waiter.stop
+            try:
+                claim = await self._ask(asked, shares)
                 if claim is not None:
                     durable.ready.pass_on(claim.run.service)
-                    return await self._hand_over(exchange, claim)
-                if waiter is None or until <= monotonic():
-                    break
-                await waiter.wait(until - monotonic())
+                    return claim
+                if not shares and not refused:
+                    refused = True
+                    durable.workers.turned_away(workers)
+                left = until - monotonic()
+                if left <= 0:
+                    return None
+                restricted = sum(len(share.lanes) * len(share.services) for share in shares) < len(asked.lanes) * len(
+                    asked.services
+                )
+                await waiter.wait(min(left, AGAIN) if restricted else left)
+            finally:
+                exchange.on_ended = None
                 durable.ready.leave(waiter)
-                waiter = None
-        finally:
-            exchange.on_ended = None
-            if waiter is not None:
-                durable.ready.leave(waiter)
-        return NOTHING
+            if shares and restricted and waiter.woken and monotonic() - passed_on > AGAIN:
+                # The hint may have been for what this one may not have; but it goes round no faster than that.
+                passed_on = monotonic()
+                for name in waiter.services:
+                    durable.ready.pass_on(name)
+        return None
 
-    async def _hand_over(self, exchange: LocalExchange, claim: Claim) -> Answer | None:
+    async def _ask(self, asked: shapes.ClaimRun, shares: Sequence[Share]) -> Claim | None:
+        for share in shares:
+            claim = await self._store.claim(
+                share.services,
+                asked.worker,
+                pull=True,
+                lanes=share.lanes,
+                lease=self._durable.limits.lease,
+                version=asked.version,
+                known=share.known,
+            )
+            if claim is not None:
+                return claim
+        return None
+
+    async def _hand_over(self, exchange: LocalExchange, claim: Claim, workers: Sequence[Worker]) -> Answer | None:
         run = claim.run
         if exchange.gone:  # it left while the store was asked: nobody has to wait for the lease's end
             await self._store.release(run.id, run.fence)
             return None
+        self._durable.workers.begin(claim, workers)
         exchange.service = run.service
         return shapes.json(
             shapes.Claimed(
@@ -126,8 +171,9 @@ class WorkerApi:
         asked = shapes.read(exchange, _append)
         events = self._events(asked.events)
         run = await self.run_of(exchange)
+        self._durable.workers.sign(run, asked.fence)
         try:
-            appended = await self._store.append(run, asked.fence, asked.batch, events)
+            appended = await self._told(run, asked.fence, self._store.append(run, asked.fence, asked.batch, events))
         except ValueError as error:
             raise _bad_batch() from error
         return shapes.json(shapes.AppendedView(appended.first, appended.next, appended.cancel))
@@ -138,7 +184,9 @@ class WorkerApi:
         limits = self._durable.limits
         checkpoint = shapes.optional_payload(asked.checkpoint, limits.max_checkpoint, "checkpoint")
         run = await self.run_of(exchange)
-        beat = await self._store.heartbeat(run, asked.fence, checkpoint, limits.lease)
+        beat = await self._told(run, asked.fence, self._store.heartbeat(run, asked.fence, checkpoint, limits.lease))
+        if not self._durable.workers.sign(run, asked.fence):
+            await self._durable.workers.adopt(run, asked.fence)
         return shapes.json(shapes.BeatView(beat.cancel, beat.inputs))
 
     @guarded
@@ -150,12 +198,17 @@ class WorkerApi:
         events = self._events(asked.events)
         run = await self.run_of(exchange)
         try:
-            settled = await self._store.finish(
-                run, asked.fence, asked.status, result=result, error=error, batch=asked.batch, events=events
+            settled = await self._told(
+                run,
+                asked.fence,
+                self._store.finish(
+                    run, asked.fence, asked.status, result=result, error=error, batch=asked.batch, events=events
+                ),
             )
         except ValueError as problem:
             raise _bad_batch() from problem
         exchange.service = settled.run.service
+        self._durable.workers.ended(settled.run)
         return shapes.json(shapes.SettledView(shapes.view(settled.run), settled.changed))
 
     @guarded
@@ -163,15 +216,39 @@ class WorkerApi:
         asked = shapes.read(exchange, _release)
         checkpoint = shapes.optional_payload(asked.checkpoint, self._durable.limits.max_checkpoint, "checkpoint")
         run = await self.run_of(exchange)
-        settled = await self._store.release(run, asked.fence, checkpoint)
+        settled = await self._told(run, asked.fence, self._store.release(run, asked.fence, checkpoint))
+        self._durable.workers.ended(settled.run)
         return shapes.json(shapes.SettledView(shapes.view(settled.run), settled.changed))
 
     @guarded
     async def inputs(self, exchange: LocalExchange) -> Answer:
-        after = shapes.whole(exchange.query().get("after", "0"), "after", 0, 2**53)
+        query = exchange.query()
+        after = shapes.whole(query.get("after", "0"), "after", 0, 2**53)
+        wait = shapes.seconds(query, "wait", self._durable.limits.wait)
         run = await self.run_of(exchange)
-        found = await self._store.inputs(run, after)
-        return shapes.json(shapes.Inputs([shapes.InputView(n, msgspec.Raw(data)) for n, data in found]))
+        until = monotonic() + wait
+        while True:
+            # In place before the question, so that nothing falls between.
+            waiter = self._durable.given.enter((run,))
+            exchange.on_ended = waiter.stop
+            try:
+                found = await self._store.inputs(run, after)
+                left = until - monotonic()
+                if found or left <= 0 or exchange.gone or self._durable.gateway.draining:
+                    return shapes.json(shapes.Inputs([shapes.InputView(n, msgspec.Raw(data)) for n, data in found]))
+                # Those that come by other gateways are found by looking.
+                await waiter.wait(min(left, LOOK))
+            finally:
+                exchange.on_ended = None
+                self._durable.given.leave(waiter)
+
+    async def _told(self, run: str, fence: int, call: Awaitable[T]) -> T:
+        """What the store answers; who has lost the run has no slot for it any more."""
+        try:
+            return await call
+        except (Fenced, UnknownRun):
+            self._durable.workers.lost(run, fence)
+            raise
 
     def _events(self, given: Sequence[shapes.EventIn]) -> list[NewEvent]:
         most = self._durable.limits.max_event

@@ -398,6 +398,12 @@ def _durable(runs: RunsStats) -> Iterator[Piece]:
         sorted(runs.swept.items()),
     )
     yield from _counter(
+        "unjam_runs_claims_refused",
+        "Claims of workers that were given nothing, whatever waited, by reason.",
+        ("service", "reason"),
+        sorted(runs.claims_refused.items()),
+    )
+    yield from _counter(
         "unjam_runs_store_errors",
         "Calls that the store refused or failed at.",
         ("code",),

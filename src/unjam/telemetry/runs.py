@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class RunsStats:
-    """`created`: by service. `ended`: by service and status. `swept`: leases that expired and deadlines that passed,
+    """`claims_refused`: claims of workers that may have had a run and were given none, by service and reason.
+    `created`: by service. `ended`: by service and status. `swept`: leases that expired and deadlines that passed,
     by service and what became of the run. `errors`: what the store refused or failed at, by code. `depth`: by service,
     runs queued and running, in the whole store, as last asked. `followers`, `followed`: who follows logs now, and how
     many runs. `waiting`: workers that hold a claim open. `away`: the store can't be reached. `sockets`: WebSocket
@@ -12,6 +13,7 @@ class RunsStats:
 
     __slots__ = (
         "away",
+        "claims_refused",
         "created",
         "depth",
         "ended",
@@ -25,6 +27,7 @@ class RunsStats:
     )
 
     def __init__(self) -> None:
+        self.claims_refused: dict[tuple[str, str], int] = {}
         self.created: dict[str, int] = {}
         self.ended: dict[tuple[str, str], int] = {}
         self.swept: dict[tuple[str, str], int] = {}
