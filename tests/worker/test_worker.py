@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from unjam.runs.store.base import StoreAway
 from unjam.runs.store.memory import MemoryStore
 from unjam.worker import PlainRun, Run, RunError, RunStopped, Worker
 
@@ -393,6 +394,37 @@ async def test_a_gateway_that_is_away_for_a_while_costs_nothing_but_time() -> No
             await ended(store, later)
         assert (found.status, found.attempt) == ("completed", 1)
         assert await own_of(store, run) == [("before", None), ("while_away", None)]
+
+
+@in_loop
+async def test_a_store_that_is_away_is_asked_several_times_within_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it asks for: so one that is back before the lease is up hears of the worker before it is up."""
+    lease, pauses = 9.0, list[float]()
+
+    class Away(MemoryStore):
+        async def heartbeat(self, *arguments: Any, **more: Any) -> Any:
+            if len(pauses) < 12:
+                raise StoreAway("it is restarted", retry_after=60.0)
+            return await super().heartbeat(*arguments, **more)
+
+    async def pause(seconds: float, until: asyncio.Event | None = None) -> None:
+        if seconds == lease / 3:
+            await asyncio.Event().wait()  # the sign of life by itself
+        pauses.append(seconds)
+
+    monkeypatch.setattr("unjam.worker.session.pause", pause)
+    store = Away()
+    worker = Worker(store, service="auditor", lease=lease)
+
+    @worker.run
+    async def audit(run: Run) -> None:
+        await run.save("here")
+
+    run = await create(store)
+    async with serving(worker):
+        assert (await ended(store, run)).attempt == 1
+    assert len(pauses) == 12
+    assert max(pauses) <= lease / 6
 
 
 @in_loop

@@ -30,6 +30,8 @@ from unjam.worker.outbox import Outbox
 
 #: Seconds that a function which was stopped because the worker ends has before its run is handed back all the same.
 LINGER: Final = 5.0
+#: Seconds between two attempts to reach a store that is away; less where leases are short.
+MOST_PAUSE: Final = 10.0
 
 log = logging.getLogger("unjam.worker")
 
@@ -355,7 +357,9 @@ class Session:
 
     async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Until it is answered, whatever the answer: also while the store is away, for as long as that takes."""
-        backoff = Backoff()
+        # Whatever the store asks for: one that is back finds the lease run out if it hears of us too late.
+        most = min(MOST_PAUSE, self.job.lease / 6)
+        backoff = Backoff(most=most)
         while True:
             try:
                 answer = await attempt()
@@ -365,7 +369,7 @@ class Session:
                 if not self._away:
                     log.warning(f"{self.job.run}: {error}; trying again")
                     self._away = True
-                await pause(backoff.next(error.retry_after), self._gave_up)
+                await pause(min(backoff.next(error.retry_after), most), self._gave_up)
             except (Fenced, UnknownRun):
                 self.stop(Reason.FENCED)
                 raise
