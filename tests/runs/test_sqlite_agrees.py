@@ -15,7 +15,7 @@ import pytest
 
 from unjam.runs.model import Claim
 from unjam.runs.store import sqlite_queue, sqlite_state
-from unjam.runs.store.base import Fenced, Store, StoreAway
+from unjam.runs.store.base import Fenced, NotEnded, Store, StoreAway, TenantQueueFull, UnknownRun
 from unjam.runs.store.memory import MemoryStore
 from unjam.runs.store.sqlite import SqliteStore
 from unjam.runs.store.sqlite_rows import Rows
@@ -58,19 +58,21 @@ class Pair:
             found = await call(self.ours, run)
         except StoreAway:
             return None
-        except (Fenced, ValueError) as error:
+        except (Fenced, ValueError, NotEnded, UnknownRun, TenantQueueFull) as error:
             with pytest.raises(type(error)):
-                await call(self.reference, self.names[run])
+                await call(self.reference, self.names.get(run, run))
             return None
         return found, await call(self.reference, self.names.get(run, ""))
 
-    async def create(self, lane: str, deadline: float | None) -> None:
-        asked = new(lane=lane, deadline=deadline)
+    async def create(self, deadline: float | None, **more: Any) -> None:
+        asked = new(deadline=deadline, **more)
         if (made := await self.both(lambda store, _: store.create(asked))) is not None:
             self.names[made[0][0].id] = made[1][0].id
 
-    async def claim(self) -> None:
-        claims = await self.both(lambda store, _: store.claim(["auditor"], "w", pull=True))
+    async def claim(self, version: str | None) -> None:
+        claims = await self.both(
+            lambda store, _: store.claim(["auditor"], "w", pull=True, version=version, known=["v1", "v2"])
+        )
         if claims is None:
             return
         ours, theirs = claims
@@ -90,6 +92,15 @@ class Pair:
         run, fence, batch = self.owned[at]
         if await self.both(lambda store, name: store.append(name, fence, batch, [EVENT]), run) is not None:
             self.owned[at] = (run, fence, batch + 1)
+
+    async def pin(self, at: int, version: str) -> None:
+        run, fence, _ = self.owned[at]
+        await self.both(lambda store, name: store.heartbeat(name, fence, version=version), run)
+
+    async def delete(self, at: int) -> None:
+        run, _, _ = self.owned[at]
+        if await self.both(lambda store, name: store.delete(name), run) is not None:
+            del self.names[run]
 
     async def settle(self, how: str, at: int) -> None:
         run, fence, _ = self.owned[at]
@@ -136,6 +147,7 @@ def test_the_same_calls_have_the_same_answers(
     wall, now = [1_700_000_000.0], [100.0]
     path, times = tmp_path / "runs.db", (lambda: wall[0], lambda: now[0])
     calls = ["create"] * 4 + ["claim"] * 4 + ["append"] * 2 + ["finish", "fail", "release", "cancel", "requeue", "lose"]
+    calls += ["pin", "delete"]
 
     async def body() -> None:
         async with opened(path, *times) as store:
@@ -145,15 +157,24 @@ def test_the_same_calls_have_the_same_answers(
                 what = rng.choice(calls)
                 if what == "create":
                     deadline = wall[0] + rng.choice([5, 50]) if rng.random() < 0.2 else None
-                    await pair.create(rng.choice(["fast", "heavy"]), deadline)
+                    lane, tenant = rng.choice(["fast", "heavy"]), rng.choice(["", "acme"])
+                    own = rng.choice([None, 3, 8])
+                    await pair.create(deadline, lane=lane, tenant=tenant, max_queued_tenant=own)
                 elif what == "claim":
-                    await pair.claim()
+                    await pair.claim(rng.choice([None, "v1", "v2"]))
                 elif what == "lose":
                     now[0] += rng.choice([1.0, 40.0])
                     await pair.sweep()
                 elif pair.owned:
                     at = rng.randrange(len(pair.owned))
-                    await (pair.append(at) if what == "append" else pair.settle(what, at))
+                    if what == "append":
+                        await pair.append(at)
+                    elif what == "pin":
+                        await pair.pin(at, rng.choice(["v1", "v2"]))
+                    elif what == "delete":
+                        await pair.delete(at)
+                    else:
+                        await pair.settle(what, at)
                 await pair.agree()
         assert bool(faults.met) == bool(share)
         faults.share = 0.0

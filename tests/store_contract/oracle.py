@@ -72,6 +72,7 @@ class Oracle:
         attempts: int,
         lives: float | None,
         most: int | None,
+        own: int | None,
     ) -> tuple[Known, bool] | str:
         if key is not None and (tenant, service, key) in self.keys:
             used, known, at = self.keys[tenant, service, key]
@@ -79,6 +80,10 @@ class Oracle:
                 return (known, False) if used == digest else "KeyReused"
         if most is not None and len([run for run in self.of(service) if run.status == "queued"]) >= most:
             return "QueueFull"
+        if own is not None:
+            waiting = [r for r in self.runs if (r.service, r.tenant, r.status) == (service, tenant, "queued")]
+            if len(waiting) >= own:
+                return "TenantQueueFull"
         self.made += 1
         deadline = None if lives is None else self.wall + lives
         run = Known(self.made, service, tenant, lane, retry, attempts, deadline, place=self.made, version=version)

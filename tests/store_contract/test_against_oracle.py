@@ -62,6 +62,7 @@ CALLS: list[tuple[str, int, dict[str, st.SearchStrategy[Any]]]] = [
             "attempts": st.integers(1, 3),
             "lives": st.sampled_from([None, None, 100.0]),
             "most": st.sampled_from([None, None, 3]),
+            "own": st.sampled_from([None, 1, 2]),
         },
     ),
     (
@@ -138,7 +139,7 @@ class Sequences(RuleBasedStateMachine):
     @initialize(retry=st.sampled_from(["fail", "restart"]), attempts=st.integers(1, 3))
     def there_are_some(self, retry: str, attempts: int) -> None:
         for lane, tenant in (("fast", "acme"), ("heavy", ""), ("fast", "")):
-            self.make("auditor", tenant, lane, None, None, b"a", retry, attempts, None, None)
+            self.make("auditor", tenant, lane, None, None, b"a", retry, attempts, None, None, None)
 
     @rule(several=st.lists(calls, min_size=4, max_size=8))
     def somebody_calls(self, several: list[tuple[str, dict[str, Any]]]) -> None:
@@ -164,8 +165,9 @@ class Sequences(RuleBasedStateMachine):
         attempts: int,
         lives: float | None,
         most: int | None,
+        own: int | None,
     ) -> None:
-        expected = self.oracle.create(service, tenant, lane, version, key, digest, retry, attempts, lives, most)
+        expected = self.oracle.create(service, tenant, lane, version, key, digest, retry, attempts, lives, most, own)
         new = new_run(
             service,
             tenant=tenant,
@@ -177,6 +179,7 @@ class Sequences(RuleBasedStateMachine):
             max_attempts=attempts,
             deadline=None if lives is None else self.h.now() + lives,
             max_queued=most,
+            max_queued_tenant=own,
         )
         made = self.ask(self.h.store.create(new))
         if isinstance(expected, str) or isinstance(made, str):

@@ -91,7 +91,7 @@ class NewEvent(msgspec.Struct, frozen=True):
 
 class NewRun(msgspec.Struct, kw_only=True, frozen=True):
     """What `create` is given. `digest`: of everything that makes two requests the same, for the idempotency key.
-    `max_queued`: runs of the service that may wait; None: any number."""
+    `max_queued`: runs of the service that may wait, `max_queued_tenant`: those of this tenant; None: any number."""
 
     service: str
     input: bytes
@@ -106,6 +106,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True):
     deadline: float | None = None
     metadata: msgspec.Raw | None = None
     max_queued: int | None = None
+    max_queued_tenant: int | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):

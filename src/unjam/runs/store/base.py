@@ -123,7 +123,8 @@ class Store(Protocol):
     async def create(self, new: NewRun) -> tuple[Run, bool]:
         """Record the run with event 0 (`run.created`) and put it in its queue, all at once. False: the idempotency key
         (of the tenant and service, kept 24 h, or as long as its run) was used for the same request before; this is that
-        run. Raises KeyReused, QueueFull, TooLarge."""
+        run. Both limits count all that wait, however they came to; they hold exactly, but in a cluster, where as many
+        as create at the same time may go beyond them. Raises KeyReused, QueueFull, TenantQueueFull, TooLarge."""
 
     async def claim(
         self,

@@ -43,6 +43,7 @@ from unjam.runs.store.base import (
     NotEnded,
     QueueFull,
     Runs,
+    TenantQueueFull,
     Workers,
     check_size,
 )
@@ -68,6 +69,9 @@ class MemoryStore(Book):
             return copy.copy(known.run), False
         if new.max_queued is not None and self._waiting.lengths().get(new.service, 0) >= new.max_queued:
             raise QueueFull(f"{new.max_queued} runs of {new.service} wait already")
+        own = new.max_queued_tenant
+        if own is not None and self._queued_of.get((new.service, new.tenant), 0) >= own:
+            raise TenantQueueFull(f"{own} runs of this tenant wait for {new.service} already")
         self._make_room(len(new.input) + RUN + EVENT)
         self._make_room_for_record()
         self._created += 1

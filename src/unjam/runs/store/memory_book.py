@@ -99,6 +99,8 @@ class Book:
         self._by_age: list[tuple[str, str]] = []
         self._waiting = Waiting()
         self._running: dict[str, int] = {}
+        #: (service, tenant) → how many wait.
+        self._queued_of: dict[tuple[str, str], int] = {}
         self._leases = Due()
         self._deadlines = Due()
         #: In the order of their end; those of `_whole` have their payloads and log still.
@@ -179,6 +181,11 @@ class Book:
         run = held.run
         if run.status == QUEUED:
             self._waiting.remove((run.service, run.lane, run.pull), run.id)
+            whose = (run.service, run.tenant)
+            if self._queued_of[whose] == 1:
+                del self._queued_of[whose]
+            else:
+                self._queued_of[whose] -= 1
         elif run.status == RUNNING:
             self._leases.discard(run.id)
             left = self._running[run.service] - 1
@@ -219,6 +226,8 @@ class Book:
     def _enqueue(self, held: Held, place: int) -> None:
         run = held.run
         self._waiting.add((run.service, run.lane, run.pull), place, run.id)
+        whose = (run.service, run.tenant)
+        self._queued_of[whose] = self._queued_of.get(whose, 0) + 1
         self.on_ready(run.service)
 
     def _head(self, name: QueueName, version: str | None, known: Collection[str]) -> tuple[int, str] | None:

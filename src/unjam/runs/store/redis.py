@@ -95,13 +95,11 @@ class RedisStore(Scripts):
             named = hashlib.sha256(msgspec.json.encode((new.tenant, new.service, new.key)))
             part, key = named.digest()[0] % PARTITIONS, named.hexdigest()
         run = new_id(time.time() if self._clock is None else self._clock(), part)
-        most: int | str = "" if new.max_queued is None else new.max_queued
-        if self._link.clustered and new.max_queued is not None:
-            # Not known to one server: counted over all, which creates at the same time may exceed by their number.
-            most = "" if await self._room(new.service, new.max_queued) else 0
+        most = await self._limit(new.max_queued, "queued", new.service)
+        own = await self._limit(new.max_queued_tenant, "queued_of", f"{new.service}\0{new.tenant}")
         reply = checked(
             await self._script(
-                "create", run, key, new.digest, most, new.input, created_data(new.service, new.lane),
+                "create", run, key, new.digest, most, own, new.input, created_data(new.service, new.lane),
                 "" if new.deadline is None else f"{new.deadline:.6f}", *fields_of(new), bulk=len(new.input) > BULK,
             )
         )  # fmt: skip

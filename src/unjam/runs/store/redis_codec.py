@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from unjam.runs.model import Batch, Event, NewEvent, NewRun, Run, WorkerInfo
-from unjam.runs.store.base import Fenced, KeyReused, LogExpired, NotEnded, QueueFull, UnknownRun
+from unjam.runs.store.base import Fenced, KeyReused, LogExpired, NotEnded, QueueFull, TenantQueueFull, UnknownRun
 
 
 def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
@@ -29,6 +29,8 @@ def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
         raise KeyReused("this idempotency key was used for another request")
     if code == b"full":
         raise QueueFull("as many runs of the service wait as may")
+    if code == b"tenant full":
+        raise TenantQueueFull("as many runs of this tenant wait for the service as may")
     raise ValueError(f"unknown answer of a script: {code!r}")
 
 

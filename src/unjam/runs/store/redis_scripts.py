@@ -19,6 +19,8 @@ from unjam.runs.store.redis_url import parse
 _REMEMBERED: Final = 1 << 16
 #: Seconds that a count of a cluster's queues may be old, unless it is near the limit.
 _COUNTED: Final = 0.2
+#: Counts that are remembered.
+_FIELDS: Final = 10_000
 #: Kinds of claims for which a cluster's queues are remembered; versions come and go.
 _KINDS: Final = 256
 
@@ -45,7 +47,7 @@ class Scripts:
         self._services: set[str] = set()
         self._ready: set[str] = set()
         self._heads: dict[Kind, Heads] = {}
-        self._counted: dict[str, tuple[float, int]] = {}
+        self._counted: dict[tuple[str, str], tuple[float, int]] = {}
         self._known: dict[str, tuple[int, int]] = {}
         self._later: set[asyncio.Task[None]] = set()
 
@@ -114,17 +116,23 @@ class Scripts:
             for part, reply in zip(parts, replies, strict=True)
         ]
 
-    async def _room(self, service: str, most: int) -> bool:
+    async def _limit(self, most: int | None, what: str, field: str) -> int | str:
+        """What a `create` is to be told of a limit; `what` and `field`: where those that wait are counted."""
+        if most is None or not self._link.clustered:
+            return "" if most is None else most
+        # Not known to one server: counted over all, which creates at the same time may exceed by their number.
         now = asyncio.get_running_loop().time()
-        at, count = self._counted.get(service, (float("-inf"), 0))
+        at, count = self._counted.get((what, field), (float("-inf"), 0))
         if now - at > _COUNTED or count >= most * 0.9:
-            names = [f"{self._prefix}{{{tag}}}:queued" for tag in self._link.tags]
+            names = [f"{self._prefix}{{{tag}}}:{what}" for tag in self._link.tags]
             counts = await asyncio.gather(
-                *(self._link.command(part, "HGET", name, service) for part, name in enumerate(names))
+                *(self._link.command(part, "HGET", name, field) for part, name in enumerate(names))
             )
             at, count = now, sum(int(count or 0) for count in counts)
-        self._counted[service] = (at, count + 1)
-        return count < most
+            if len(self._counted) >= _FIELDS:
+                self._counted.clear()
+        self._counted[what, field] = (at, count + 1)
+        return "" if count < most else 0
 
     # -- hints --------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
@@ -171,8 +172,10 @@ class SqliteStore:
 
     async def delete(self, run: str) -> None:
         more = await self._write(self._ledger.delete, run)
-        while more:
-            _, more = await self._write(self._ledger.purge, KEPT_AT_LEAST, 0)
+        # The run is gone; what its long log has left behind goes now, or when the house is kept.
+        with suppress(StoreError):
+            while more:
+                _, more = await self._write(self._ledger.purge, KEPT_AT_LEAST, 0)
 
     async def housekeep(self, keep: float, limit: int = 1000) -> int:
         if keep < KEPT_AT_LEAST:

@@ -25,7 +25,7 @@ from unjam.runs.model import (
     new_id,
     suits,
 )
-from unjam.runs.store.base import KEY_KEPT, Fenced, KeyReused, NotEnded, QueueFull, UnknownRun
+from unjam.runs.store.base import KEY_KEPT, Fenced, KeyReused, NotEnded, QueueFull, TenantQueueFull, UnknownRun
 from unjam.runs.store.sqlite_purge import erase, purge
 from unjam.runs.store.sqlite_rows import COLUMNS, Live
 from unjam.runs.store.sqlite_schema import SEQ_BITS
@@ -48,6 +48,8 @@ class Ledger(State):
         counts = self._counts.get(new.service)
         if new.max_queued is not None and counts is not None and counts[QUEUED] >= new.max_queued:
             raise QueueFull(f"{new.max_queued} runs of {new.service} wait already")
+        if new.max_queued_tenant is not None and self._queued_of(new.service, new.tenant) >= new.max_queued_tenant:
+            raise TenantQueueFull(f"{new.max_queued_tenant} runs of this tenant wait for {new.service} already")
         # Always the same partition: ids then are in the order of their making, and so are the index's pages.
         run = Run(
             id=new_id(now, 0),
@@ -73,7 +75,7 @@ class Ledger(State):
             self._rows.keys.flat += (scope, *entry)
         if new.deadline is not None and (self._next_deadline is None or new.deadline < self._next_deadline):
             self._next_deadline = new.deadline
-        self._count(run.service, QUEUED, 1)
+        self._count(run, QUEUED, 1)
         self._window(live).add_newest(live)
         if live.windowed and len(new.input) <= SHORT:
             live.input = new.input

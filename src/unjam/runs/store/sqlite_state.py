@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from unjam.runs.machine import QUEUED, RUNNING, Status
+from unjam.runs.model import Run
 from unjam.runs.store.base import LOOKED, UnknownRun
 from unjam.runs.store.order import Due, QueueName
 from unjam.runs.store.sqlite_queue import FETCH, Window
@@ -24,7 +25,11 @@ _WAITING: Final = (
     f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' AND service = ? AND lane = ? AND pull = ? AND place > ?"
     " ORDER BY place LIMIT ?"
 )
+_QUEUED_OF: Final = "SELECT count(*) FROM runs WHERE status = 'queued' AND service = ? AND tenant = ?"
 NEXT_DEADLINE: Final = "SELECT min(deadline) FROM runs WHERE deadline IS NOT NULL AND ended IS NULL"
+
+#: Tenants and services whose waiting runs are counted in memory; others are counted again when they create.
+TENANTS: Final = 10_000
 
 #: What `abandon` restores of a run; None: it was created.
 _Before = tuple[Any, ...] | None
@@ -56,6 +61,8 @@ class State:
         self._lives: dict[str, Live] = {}
         self._windows: dict[tuple[str, str, bool], Window] = {}
         self._counts: dict[str, dict[Status, int]] = {}
+        #: (service, tenant) → how many wait, of those that were asked for.
+        self._tenants: dict[tuple[str, str], int] = {}
         self._leases = Due()
         #: Run → when its lease ends, by `monotonic`; its length.
         self._lent: dict[str, tuple[float, float]] = {}
@@ -73,6 +80,7 @@ class State:
         self._lives.clear()
         self._windows.clear()
         self._counts.clear()
+        self._tenants.clear()
         one = "SELECT 1 + max(ifnull((SELECT max(no) FROM runs), 0), ifnull((SELECT max(no) FROM trash), 0))"
         self._next_no = connection.execute(one).fetchone()[0]
         fronts = connection.execute("SELECT ifnull(min(place), 0) FROM runs WHERE status = 'queued'")
@@ -184,7 +192,7 @@ class State:
     def _restore(self, live: Live, before: _Before) -> None:
         run = live.run
         if before is None:
-            self._count(run.service, run.status, -1)
+            self._count(run, run.status, -1)
             del self._lives[run.id]
             return
         status = run.status
@@ -196,8 +204,8 @@ class State:
         ) = before
         # fmt: on
         if live.run.status != status:
-            self._count(run.service, status, -1)
-            self._count(run.service, live.run.status, 1)
+            self._count(run, status, -1)
+            self._count(run, live.run.status, 1)
         if live.run.deadline is not None and (self._next_deadline is None or live.run.deadline < self._next_deadline):
             self._next_deadline = live.run.deadline
         self._relend(live, lent)
@@ -213,16 +221,28 @@ class State:
         if run.id in self._watched:
             self.growth[run.id] = run.seq
 
-    def _count(self, service: str, status: Status, by: int) -> None:
-        counts = self._counts.get(service)
+    def _count(self, run: Run, status: Status, by: int) -> None:
+        counts = self._counts.get(run.service)
         if counts is None:
-            counts = self._counts[service] = {QUEUED: 0, RUNNING: 0}
+            counts = self._counts[run.service] = {QUEUED: 0, RUNNING: 0}
         if status in counts:
             counts[status] += by
+        if self._tenants and status == QUEUED and (whose := (run.service, run.tenant)) in self._tenants:
+            self._tenants[whose] += by
+
+    def _queued_of(self, service: str, tenant: str) -> int:
+        """How many of its runs wait: counted in the file when it is first asked for, and kept from then on."""
+        whose = (service, tenant)
+        count = self._tenants.get(whose)
+        if count is None:
+            if len(self._tenants) >= TENANTS:
+                del self._tenants[next(iter(self._tenants))]
+            count = self._tenants[whose] = self._query(_QUEUED_OF, whose).fetchone()[0]
+        return count
 
     def _move(self, live: Live, to: Status) -> None:
-        self._count(live.run.service, live.run.status, -1)
-        self._count(live.run.service, to, 1)
+        self._count(live.run, live.run.status, -1)
+        self._count(live.run, to, 1)
         live.run.status = to
         live.windowed = False
 

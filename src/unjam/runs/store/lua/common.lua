@@ -61,6 +61,8 @@ local function order(x)
   return n
 end
 
+local function whose(service, tenant) return service .. '\0' .. tenant end
+
 local function count(x, what, service, by)
   if call('HINCRBY', x .. what, service, by) <= 0 then call('HDEL', x .. what, service) end
 end
@@ -97,6 +99,7 @@ end
 local function wait(r, place)
   call('ZADD', r.index .. queue(r.pull, r.lane, r.service), whole(place), r.id)
   call('HINCRBY', r.index .. 'queued', r.service, 1)
+  call('HINCRBY', r.index .. 'queued_of', whose(r.service, r.tenant), 1)
   call(PUBLISH, r.index .. 'ready', r.pull .. '\n' .. r.lane .. '\n' .. whole(place) .. '\n' .. r.service)
 end
 
@@ -139,6 +142,7 @@ local function leave(r)
   if r.status == 'queued' then
     call('ZREM', r.index .. queue(r.pull, r.lane, r.service), r.id)
     count(r.index, 'queued', r.service, -1)
+    count(r.index, 'queued_of', whose(r.service, r.tenant), -1)
   elseif r.status == 'running' then
     call('ZREM', r.index .. 'leases', r.id)
     count(r.index, 'running', r.service, -1)
