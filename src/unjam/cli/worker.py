@@ -57,6 +57,14 @@ def worker(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What the worker is called in the runs it has.")
     ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--version",
+            metavar="NAME",
+            help="The service's version that this program is, in place of the worker's own.",
+        ),
+    ] = None,
 ) -> None:
     """Claim runs and work on them: the function of a worker in a Python module.
 

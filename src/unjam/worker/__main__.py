@@ -21,6 +21,7 @@ OPTIONS = (
     ("slots", "N", "Runs at once, in place of the worker's own."),
     ("grace", "SECONDS", "How long runs go on when the worker is to leave, in place of the worker's own."),
     ("name", "NAME", "What the worker is called in the runs it has."),
+    ("version", "NAME", "The service's version that this program is, in place of the worker's own."),
 )
 
 
@@ -90,6 +91,10 @@ def _override(worker: Worker, options: argparse.Namespace, env: Mapping[str, str
             raise UsageError("--grace must be a number of seconds")
     if options.name is not None:
         worker.name = options.name
+    if options.version is not None:
+        if not options.version:
+            raise UsageError("--version must name one")
+        worker.version = options.version
 
 
 def console() -> None:

@@ -16,7 +16,7 @@ from unjam.http.connection import Answer
 from unjam.http.gateways import PATIENCE, Gateways, Unreachable, retry_after
 from unjam.runs.model import Appended, Beat, NewEvent
 from unjam.runs.store.base import Fenced, StoreAway, TooLarge, UnknownRun
-from unjam.worker.link import Job, Refused
+from unjam.worker.link import Job, Refused, Standing
 
 #: Seconds beyond its `wait` that a claim may take; and that one may still come after nobody wants it.
 LATE: Final = 10.0
@@ -67,9 +67,9 @@ class _Error(msgspec.Struct):
 
 
 class HttpLink:
-    """`urls`: gateways that share a store, or the one gateway of an embedded store. `key`: of the role worker, where
-    the gateway has keys. `ca`: file of certificates to trust in place of the system's. ValueError for what is no
-    URL."""
+    """`urls`: gateways that share a store, or the one gateway of an embedded store. `standing`: told with each claim,
+    if anything is. `key`: of the role worker, where the gateway has keys. `ca`: file of certificates to trust in place
+    of the system's. ValueError for what is no URL."""
 
     def __init__(
         self,
@@ -80,11 +80,13 @@ class HttpLink:
         lanes: Sequence[str] | None = None,
         key: str | None = None,
         ca: str | None = None,
+        standing: Standing | None = None,
     ) -> None:
         self._gateways = Gateways(urls, key=key, ca=ca, agent="unjam-worker")
         self._ask: dict[str, Any] = {"services": list(services), "worker": worker}
         if lanes is not None:
             self._ask["lanes"] = list(lanes)
+        self._standing = standing
         self._claiming: asyncio.Task[Answer] | None = None
         self._enough = False
 
@@ -103,7 +105,7 @@ class HttpLink:
     async def claim(self, wait: float) -> Job | None:
         if self._enough:
             return None
-        body = msgspec.json.encode({**self._ask, "wait": wait})
+        body = msgspec.json.encode({**self._ask, **self._told(), "wait": wait})
         origin, clock = self._gateways.origin, asyncio.get_running_loop().time
         began = clock()
         self._claiming = asyncio.create_task(self._send("/v1/workers/claim", body, wait + LATE))
@@ -134,6 +136,17 @@ class HttpLink:
             version=run.version,
             metadata=_present(run.metadata),
         )
+
+    def _told(self) -> dict[str, Any]:
+        standing = self._standing
+        if standing is None:
+            return {}
+        told: dict[str, Any] = {"slots": standing.slots, "running": standing.running}
+        if standing.version is not None:
+            told["version"] = standing.version
+        if (load := standing.load()) is not None:
+            told["load"] = load
+        return told
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         body = {"fence": fence, "batch": batch, "events": _events(events)}
@@ -170,9 +183,10 @@ class HttpLink:
             body["checkpoint"] = msgspec.Raw(checkpoint)
         await self._call(run, "release", body)
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
-        path = f"/v1/runs/{quote(run, safe='')}/inputs?after={after}"
-        answer = _good(await self._attempt("GET", path, b"", (), None))
+    async def inputs(self, run: str, after: int, wait: float = 0.0) -> list[tuple[int, bytes]]:
+        held = f"&wait={wait:g}" if wait else ""
+        path = f"/v1/runs/{quote(run, safe='')}/inputs?after={after}{held}"
+        answer = _good(await self._attempt("GET", path, b"", (), wait + LATE if wait else None))
         return [(each.n, bytes(each.data)) for each in _decode(answer, _Inputs).inputs]
 
     async def _call(self, run: str, verb: str, body: dict[str, Any]) -> Answer:

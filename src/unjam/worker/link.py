@@ -35,6 +35,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bytes | None = None
 
 
+class Standing(Protocol):
+    """What a worker tells of itself with each claim."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+    def load(self) -> dict[str, float] | None:
+        """Figures of its machine, by the names of a load report; None: it doesn't say."""
+
+
 class Link(Protocol):
     """Each method is one attempt. Raises `StoreAway` (try again later), `Fenced` (no longer ours), and any other
     `StoreError` for what won't ever be taken."""
@@ -66,4 +82,5 @@ class Link(Protocol):
 
     async def release(self, run: str, fence: int, checkpoint: bytes | None) -> None: ...
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]: ...
+    async def inputs(self, run: str, after: int, wait: float = 0.0) -> list[tuple[int, bytes]]:
+        """Those with numbers above `after`, as soon as there is one; none after `wait` seconds, or before."""

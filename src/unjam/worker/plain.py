@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from time import monotonic
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from unjam.runs.model import NewEvent
 from unjam.worker.link import Job
-from unjam.worker.run import LOOK, Facts, Input, raised
+from unjam.worker.run import HELD, LOOK, Facts, Input, raised
 from unjam.worker.session import (
     Call,
     Outcome,
@@ -86,9 +87,12 @@ class PlainRun(Facts):
         """What is sent to the run, as it comes; those with numbers above `after`. Never ends by itself."""
         while True:
             self._stop_if_due()
-            for after, data in self._port.inputs(after):  # noqa: B020
+            began = monotonic()
+            found = self._port.inputs(after)
+            for after, data in found:
                 yield Input(after, msgspec.json.decode(data))
-            self._port.stopped.wait(LOOK)
+            if not found and monotonic() - began < LOOK:  # it wasn't held
+                self._port.stopped.wait(LOOK)
 
     def _stop_if_due(self) -> None:
         if self.cancelled and not self._told:
@@ -126,7 +130,7 @@ class _ThreadPort:
         return self._wait(self._session.save(checkpoint))
 
     def inputs(self, after: int) -> list[tuple[int, bytes]]:
-        return self._wait(self._session.inputs(after))
+        return self._wait(self._session.inputs(after, HELD))
 
     def _wait(self, asked: Coroutine[None, None, T]) -> T:
         return asyncio.run_coroutine_threadsafe(asked, self._loop).result()

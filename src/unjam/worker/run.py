@@ -24,8 +24,10 @@ from unjam.worker.session import (
     returned,
 )
 
-#: Seconds between two looks for inputs while somebody waits for them.
+#: Seconds between two looks for inputs while somebody waits for them, where a look can't be held until there are any;
+#: and for how long it is held.
 LOOK: Final = 1.0
+HELD: Final = 20.0
 
 
 class Input(NamedTuple):
@@ -84,10 +86,14 @@ class Run(Facts):
 
     async def inputs(self, after: int = 0) -> AsyncIterator[Input]:
         """What is sent to the run, as it comes; those with numbers above `after`. Never ends by itself."""
+        clock = asyncio.get_running_loop().time
         while True:
-            for after, data in await self._session.inputs(after):  # noqa: B020
+            began = clock()
+            found = await self._session.inputs(after, HELD)
+            for after, data in found:
                 yield Input(after, msgspec.json.decode(data))
-            await pause(LOOK, self._session.stopped)
+            if not found and clock() - began < LOOK:  # it wasn't held
+                await pause(LOOK, self._session.stopped)
             if self.cancelled:
                 raise RunStopped
 

@@ -195,13 +195,21 @@ class Session:
                 raise self._why_stopped() from None
             return False
 
-    async def inputs(self, after: int) -> list[tuple[int, bytes]]:
-        """Raises RunStopped."""
+    async def inputs(self, after: int, wait: float = 0.0) -> list[tuple[int, bytes]]:
+        """As soon as there are any; none after `wait` seconds, or before. Raises RunStopped, also while it waits."""
+        asked = asyncio.ensure_future(self._insist(lambda: self._link.inputs(self.job.run, after, wait)))
+        stopped = asyncio.create_task(self.stopped.wait())
         try:
-            return await self._insist(lambda: self._link.inputs(self.job.run, after))
+            await asyncio.wait((asked, stopped) if wait else (asked,), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise self._why_stopped()
+            return asked.result()
         except StoreError as error:
             self._refuse(error)
             raise self._why_stopped() from None
+        finally:
+            stopped.cancel()
+            asked.cancel()
 
     def stop(self, reason: Reason) -> None:
         """The first reason stays, but for one: what is another's is neither finished nor handed back."""

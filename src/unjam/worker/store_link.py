@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from unjam.http.gateways import pause
-from unjam.runs.model import Appended, Beat, NewEvent
-from unjam.runs.store.base import LEASE, Store
-from unjam.worker.link import Job
+from unjam.runs.model import Appended, Beat, NewEvent, WorkerInfo
+from unjam.runs.store.base import LEASE, Store, StoreError
+from unjam.worker.link import Job, Standing
 
+#: Seconds for which the worker is known to be there without another word, and after which it gives one; and that the
+#: last word may take.
+KNOWN: Final = 15.0
+TOLD: Final = 5.0
+FAREWELL: Final = 1.0
 #: Seconds after which the queue is looked at although nobody said that a run is ready.
 RECONCILE: Final = 5.0
 
 
 class StoreLink:
-    """`own`: the store is opened and closed with the link. A store that others use too keeps telling them."""
+    """`standing`: what the worker tells of itself, for people and for gateways to show; None: nobody hears of it.
+    `own`: the store is opened and closed with the link. A store that others use too keeps telling them."""
 
     def __init__(
         self,
@@ -29,6 +36,7 @@ class StoreLink:
         lease: float = LEASE,
         own: bool = False,
         rng: random.Random | None = None,
+        standing: Standing | None = None,
     ) -> None:
         self._store = store
         self._services = tuple(services)
@@ -40,13 +48,29 @@ class StoreLink:
         self._ready = asyncio.Event()
         self._enough = False
         self._others = store.on_ready
+        self._standing = standing
+        self._known: tuple[str, ...] = ()
+        self._began = time.time()
+        self._telling: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         self._store.on_ready = self._on_ready
         if self._own:
             await self._store.open()
+        if self._standing is not None:
+            self._telling = asyncio.create_task(self._tell_on(self._standing))
 
     async def close(self) -> None:
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+            assert self._standing is not None
+            try:
+                async with asyncio.timeout(FAREWELL):
+                    await self._store.announce(self._info(self._standing), 0)
+            except (StoreError, TimeoutError):
+                pass  # it is forgotten soon
         if self._store.on_ready == self._on_ready:
             self._store.on_ready = self._others
         if self._own:
@@ -57,6 +81,31 @@ class StoreLink:
         if service in self._services:
             self._ready.set()
 
+    async def _tell_on(self, standing: Standing) -> None:
+        """Say that the worker is there, and hear of which versions the others are."""
+        while True:
+            try:
+                await self._store.announce(self._info(standing), KNOWN)
+                if standing.version is not None:
+                    others = [each for each in await self._store.workers() if set(each.services) & set(self._services)]
+                    self._known = tuple({each.version for each in others if each.version is not None})
+            except StoreError:
+                pass  # people don't see it meanwhile: no run depends on it
+            await asyncio.sleep(TOLD)
+
+    def _info(self, standing: Standing) -> WorkerInfo:
+        return WorkerInfo(
+            id=self._worker,
+            services=self._services,
+            version=standing.version,
+            slots=standing.slots,
+            running=standing.running,
+            lanes=self._lanes,
+            load=standing.load(),
+            started=self._began,
+            at=time.time(),
+        )
+
     def interrupt(self) -> None:
         self._enough = True
         self._ready.set()
@@ -66,7 +115,13 @@ class StoreLink:
         while not self._enough:
             self._ready.clear()
             claim = await self._store.claim(
-                self._services, self._worker, pull=True, lanes=self._lanes, lease=self._lease
+                self._services,
+                self._worker,
+                pull=True,
+                lanes=self._lanes,
+                lease=self._lease,
+                version=None if self._standing is None else self._standing.version,
+                known=self._known,
             )
             if claim is not None:
                 run = claim.run
@@ -110,5 +165,6 @@ class StoreLink:
     async def release(self, run: str, fence: int, checkpoint: bytes | None) -> None:
         await self._store.release(run, fence, checkpoint)
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
+    async def inputs(self, run: str, after: int, wait: float = 0.0) -> list[tuple[int, bytes]]:
+        """Never held: a store says nothing of inputs by itself."""
         return await self._store.inputs(run, after)

@@ -17,6 +17,7 @@ from unjam.http.gateways import Backoff, pause
 from unjam.runs.store.base import LEASE, Store, StoreAway, StoreError
 from unjam.worker.http_link import HttpLink
 from unjam.worker.link import Job, Link
+from unjam.worker.measure import Meter, supported
 from unjam.worker.plain import PlainRun, in_thread
 from unjam.worker.processes import Processes
 from unjam.worker.run import Run, coroutine
@@ -45,7 +46,9 @@ class Worker:
     `processes`: plain functions run in processes of their own and not in threads. `key`: of the role worker, for
     gateways that have keys; `UNJAM_KEY` of the environment when not given. `ca`: file of certificates to trust for
     https. `grace`: seconds that runs have to end when the worker is to leave. `lease`: seconds without a sign of life
-    after which another worker takes over; a gateway has its own. `name`: shown as the run's worker.
+    after which another worker takes over; a gateway has its own. `name`: shown as the run's worker. `version`: of the
+    service, that this program is: runs that it begins go on with workers of the same. `report_load`: tell how busy the
+    machine is; None: where it can be read, on Linux.
 
     ValueError for what can't be meant."""
 
@@ -62,18 +65,24 @@ class Worker:
         grace: float = GRACE,
         lease: float = LEASE,
         name: str | None = None,
+        version: str | None = None,
+        report_load: bool | None = None,
     ) -> None:
         self.services = (service,) if isinstance(service, str) else tuple(service)
         if not self.services or not all(self.services):
             raise ValueError("name a service at least")
         if slots < 1:
             raise ValueError(f"slots is {slots}: it must be at least 1")
+        if version is not None and not version:
+            raise ValueError("version is empty: name one, or none")
         if lanes is not None and not lanes:
             raise ValueError("name a lane at least, or none for all")
         self.target = target
         self.slots = slots
         self.grace = grace
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.version = version
+        self._meter = Meter() if (supported() if report_load is None else report_load) else None
         self._lanes = lanes
         self._processes = processes
         self._key = key
@@ -174,7 +183,9 @@ class Worker:
         if hasattr(target, "interrupt"):
             return cast(Link, target)
         if hasattr(target, "create"):
-            return StoreLink(cast(Store, target), self.services, self.name, lanes=lanes, lease=self._lease)
+            return StoreLink(
+                cast(Store, target), self.services, self.name, lanes=lanes, lease=self._lease, standing=self
+            )
         urls = [target] if isinstance(target, str) else list(target)
         if len(urls) == 1 and urls[0].partition(":")[0] in ("redis", "rediss", "redis+sentinel", "redis+cluster"):
             from unjam.runs.store.redis import RedisStore
@@ -186,9 +197,19 @@ class Worker:
                 lanes=lanes,
                 lease=self._lease,
                 own=True,
+                standing=self,
             )
         key = self._key if self._key is not None else os.environ.get("UNJAM_KEY") or None
-        return HttpLink(urls, self.services, self.name, lanes=self._lanes, key=key, ca=self._ca)
+        return HttpLink(urls, self.services, self.name, lanes=self._lanes, key=key, ca=self._ca, standing=self)
+
+    @property
+    def running(self) -> int:
+        """Runs that it has now."""
+        return len(self._sessions)
+
+    def load(self) -> dict[str, float] | None:
+        """How busy its machine is, by the names of a load report; None where that isn't told."""
+        return None if self._meter is None else self._meter.read()
 
     def _call(self) -> Call:
         if self._function is None:
