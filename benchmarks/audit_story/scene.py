@@ -50,16 +50,17 @@ class Scene:
             [sys.executable, "-m", "http.server", str(self._files), "--bind", "127.0.0.1"],
             cwd=EXAMPLES / "browser",
         )
-        for name in self.ports:
-            await self.start_gateway(name)
         for number in (1, 2):
+            # They wait for the gateways.
             self._start_worker(f"worker-{number}", straight=self.settings.straight and number == 2)
-        await self._until("pages", lambda: _answers(self._files, "/audit.html"))
+        await asyncio.gather(
+            self._until("pages", lambda: _answers(self._files, "/audit.html")), *map(self.start_gateway, self.ports)
+        )
 
     async def close(self) -> None:
         # Workers first, Redis last: nobody shall wait for somebody who has gone.
-        for name in sorted(self.processes, key=lambda each: ("worker" not in each, each == "redis")):
-            await self.stop(name, 5.0)
+        for part in ("worker", "gateway", ""):
+            await asyncio.gather(*(self.stop(name, 5.0) for name in list(self.processes) if part in name))
 
     async def start_redis(self) -> None:
         options = ["--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"]

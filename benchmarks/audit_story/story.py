@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -59,10 +59,11 @@ class Story:
     async def play(self) -> tuple[Told, dict[str, Any]]:
         """What is to be judged, and figures. Raises RuntimeError when it doesn't get on."""
         settings, scene = self.settings, self.scene
-        straight = await asyncio.to_thread(_straight, scene.folder / "ledger.pdf", settings.pages)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(scene.close)
-            await scene.start()
+            straight, _ = await asyncio.gather(
+                asyncio.to_thread(_straight, scene.folder / "ledger.pdf", settings.pages), scene.start()
+            )
             self._proxies = {name: Proxy(name, port, self.clock, self._resumes) for name, port in scene.ports.items()}
             for proxy in self._proxies.values():
                 await proxy.start()
@@ -88,27 +89,26 @@ class Story:
             self._readers = readers = Readers(run, self.clock, self._heard)
             # curl begins at the last gateway, the client and the browser at the first.
             backwards = list(reversed(urls))
-            following = [
+            following: list[asyncio.Task[Any]] = [
                 asyncio.create_task(readers.follow(client)),
                 asyncio.create_task(readers.follow_with_curl(backwards)),
                 asyncio.create_task(readers.wait_with_curl(backwards)),
             ]
-            watching = asyncio.create_task(viewer.watch()) if viewer is not None else None
+            watching: list[asyncio.Task[Any]] = [asyncio.create_task(viewer.watch())] if viewer is not None else []
             try:
                 for part, act in self._acts(run, viewer):
-                    await self._reached(round(part * settings.pages), following)
+                    await self._reached(round(part * settings.pages), following + watching)
                     await act()
-                await self._reached(settings.pages, following)
+                await self._reached(settings.pages, following + watching)
                 async with asyncio.timeout(STUCK):
                     result, *_ = await asyncio.gather(*following)
                 self.note("completed")
                 view = await self._seen(viewer) if viewer is not None else None
                 last = await client.get(run)
             finally:
-                for task in (*following, watching):
-                    if task is not None:
-                        task.cancel()
-                await asyncio.gather(*following, *([watching] if watching else []), return_exceptions=True)
+                for task in following + watching:
+                    task.cancel()
+                await asyncio.gather(*following, *watching, return_exceptions=True)
         readings = {"unjam.client": readers.client.entries, "curl, events": readers.curl.entries}
         if view is not None and viewer is not None:
             readings |= view.pop("logs")
@@ -213,7 +213,8 @@ class Story:
         name = next((name for agent, name in _NAMES.items() if agent in held.agent), held.agent)
         self.note(f"{name} goes on at gateway {held.gateway} after event {held.after}")
 
-    async def _reached(self, page: int, following: list[asyncio.Task[Any]]) -> None:
+    async def _reached(self, page: int, tasks: list[asyncio.Task[Any]]) -> None:
+        """Raises what ended one of `tasks`."""
         while self._page < page and not self._readers.client.ended:
             self._turned.clear()
             try:
@@ -221,7 +222,7 @@ class Story:
                     await self._turned.wait()
             except TimeoutError:
                 raise RuntimeError(f"nothing is heard of the audit any more: {self.timeline[-1]['words']}") from None
-            for task in following:
+            for task in tasks:
                 if task.done():
                     task.result()
 
@@ -308,8 +309,6 @@ async def _ledger(path: Path, pages: int) -> None:
 
 def _straight(path: Path, pages: int) -> dict[str, Any]:
     """The same audit in one go, by the agent's own functions."""
-    with suppress(ValueError):
-        sys.path.remove(str(EXAMPLES))
     sys.path.insert(0, str(EXAMPLES))
     try:
         from auditor import Audit, read_page  # type: ignore[import-not-found,unused-ignore]

@@ -26,7 +26,7 @@ def test_nobody_misses_anything_of_an_audit_while_all_else_goes(store: str, brow
     for program in ("curl", *(["redis-server"] if store == "redis" else ["chromium"])):
         assert shutil.which(program), "make test installs it"
     said: list[str] = []
-    told, figures = asyncio.run(tell(tmp_path, scaled(store, 0.12, browser), said.append))
+    told, figures = asyncio.run(tell(tmp_path, scaled(store, 0.1, browser), said.append))
     assert breaches(told) == [], "\n".join(said)
     done = {each["kind"] for each in figures["timeline"]}
     hurt = {"redis away", "redis back"} if store == "redis" else {"gateway killed"}
