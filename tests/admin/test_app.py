@@ -18,8 +18,8 @@ from unjam.admin.auth import hosts_for
 from unjam.admin.body import MAX_BODY
 from unjam.admin.control import ControlRefused
 
-from .fleet import URL, Fleet
-from .served import in_loop, served
+from .fleet import KEPT, URL, Fleet, Rolled
+from .served import TOKEN, in_loop, served
 
 
 @in_loop
@@ -63,7 +63,7 @@ async def test_running_requests_up_to_a_limit() -> None:
         assert len((await admin.client.get("/api/active")).json()["active"]) == 3
         found = (await admin.client.get("/api/active", params={"limit": 1})).json()["active"]
         assert found == admin.fleet.active(1)
-        for limit in ("0", "-1", "x", str(MAX_ACTIVE + 1), "1e3", "\u0661", ""):
+        for limit in ("0", "-1", "x", str(MAX_ACTIVE + 1), "1e3", "\u0661", "", "9" * 5000):
             answer = await admin.client.get("/api/active", params={"limit": limit})
             assert answer.status_code == 400
             assert answer.json()["error"]["code"] == "bad_limit"
@@ -79,7 +79,7 @@ async def test_drain_and_back_are_done_and_written_down() -> None:
     with structlog.testing.capture_logs() as logs:
         async with served() as admin:
             answer = await admin.client.post("/api/drain", json={"endpoint": URL})
-            assert answer.json() == {"endpoint": URL, "draining": True}
+            assert answer.json() == {"endpoint": URL, "draining": True, "before": False, **KEPT}
             assert admin.fleet.state["services"]["auditor"]["versions"]["v7"]["endpoints"][0]["draining"] is True
             await admin.client.post("/api/drain", json={"endpoint": URL, "draining": False})
     who = "loopback@127.0.0.1"
@@ -94,10 +94,84 @@ async def test_weight_is_set_and_written_down() -> None:
     with structlog.testing.capture_logs() as logs:
         async with served() as admin:
             answer = await admin.client.post("/api/weight", json={"service": "auditor", "version": "v8", "weight": 0})
-            assert answer.json() == {"service": "auditor", "version": "v8", "weight": 0.0, "before": 10.0}
+            asked = {"service": "auditor", "version": "v8", "weight": 0.0}
+            assert answer.json() == {**asked, "before": 10.0, **KEPT}
             assert admin.fleet.state["services"]["auditor"]["versions"]["v8"]["weight"] == 0
     (line,) = control_lines(logs)
     assert (line["target"], line["from"], line["to"]) == ("auditor/v8", 10.0, 0.0)
+
+
+@in_loop
+async def test_weights_of_several_versions_are_set_at_once_and_each_is_written_down() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with served() as admin:
+            body = {"service": "auditor", "weights": {"v7": 50, "v8": 50}}
+            answer = await admin.client.post("/api/weight", json=body)
+            assert answer.json() == {**body, "before": {"v7": 90.0, "v8": 10.0}, **KEPT}
+            assert admin.fleet.changes == [("loopback@127.0.0.1", "auditor", {"v7": 50.0, "v8": 50.0})]
+            unknown = {"service": "auditor", "weights": {"v7": 1, "v9": 1}}
+            assert (await admin.client.post("/api/weight", json=unknown)).status_code == 404
+            assert len(admin.fleet.changes) == 1
+    assert [(line["target"], line["from"], line["to"]) for line in control_lines(logs)] == [
+        ("auditor/v7", 90.0, 50.0),
+        ("auditor/v8", 10.0, 50.0),
+    ]
+
+
+@in_loop
+async def test_who_is_the_token_where_there_is_one() -> None:
+    async with served(token=TOKEN) as admin:
+        body = {"service": "auditor", "version": "v7", "weight": 1}
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        assert (await admin.client.post("/api/weight", json=body, headers=headers)).status_code == 200
+    ((who, _, _),) = admin.fleet.changes
+    assert re.fullmatch(r"token:[0-9a-f]{8}@127\.0\.0\.1", who)
+
+
+@in_loop
+async def test_the_audit_log_is_read_in_pages() -> None:
+    async with served() as admin:
+        assert (await admin.client.get("/api/audit")).json() == {
+            "changes": [{"n": n, "key": None, "before": None} for n in (20, 19, 18)],
+            "next": None,
+        }
+        found = (await admin.client.get("/api/audit", params={"limit": 2, "before": 33, "key": "weight/a"})).json()
+        assert found == {"changes": [{"n": n, "key": "weight/a", "before": 33} for n in (20, 19)], "next": 19}
+        for query in ({"limit": "0"}, {"limit": "1001"}, {"before": "x"}, {"before": "-1"}):
+            answer = await admin.client.get("/api/audit", params=query)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, f"bad_{next(iter(query))}")
+
+
+@in_loop
+async def test_rollouts_are_looked_at_and_steered() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with served() as admin:
+            for answer in (
+                await admin.client.get("/api/rollout"),
+                await admin.client.post("/api/rollout", json={"service": "auditor", "action": "start"}),
+            ):
+                assert (answer.status_code, answer.json()["error"]["code"]) == (409, "rollouts_off")
+            admin.fleet.rolled = rolled = Rolled()
+            assert (await admin.client.get("/api/rollout")).json() == {"rollouts": rolled.status()}
+            one = await admin.client.get("/api/rollout", params={"service": "auditor"})
+            assert one.json() == {"service": "auditor", "version": "v8", "share": 0.1}
+            assert (await admin.client.get("/api/rollout", params={"service": "nobody"})).status_code == 404
+            for action in ("start", "pause", "resume", "promote", "abort"):
+                body = {"service": "auditor", "action": action}
+                assert (await admin.client.post("/api/rollout", json=body)).json() == {
+                    "service": "auditor",
+                    "share": 0.5,
+                }
+            body = {"service": "auditor", "action": "start", "version": "v9"}
+            assert (await admin.client.post("/api/rollout", json=body)).status_code == 200
+            answer = await admin.client.post("/api/rollout", json={**body, "action": "abort"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_body")
+    who = "loopback@127.0.0.1"
+    assert rolled.did == [
+        *[(action, "auditor", None, who) for action in ("start", "pause", "resume", "promote", "abort")],
+        ("start", "auditor", "v9", who),
+    ]
+    assert [line["action"] for line in control_lines(logs)] == [f"rollout {each[0]}" for each in rolled.did]
 
 
 @in_loop
@@ -173,6 +247,12 @@ MISFITS: list[tuple[str, bytes]] = [
     ("/api/weight", b'{"service": "auditor", "version": "v7", "weight": NaN}'),
     ("/api/weight", b'{"service": "auditor", "version": "v7", "weight": "1"}'),
     ("/api/weight", b'{"service": "auditor", "version": "v7"}'),
+    ("/api/weight", b'{"service": "auditor"}'),
+    ("/api/weight", b'{"service": "auditor", "weights": {}}'),
+    ("/api/weight", b'{"service": "auditor", "weights": {"v7": -1}}'),
+    ("/api/weight", b'{"service": "auditor", "weights": {"v7": 1}, "version": "v7", "weight": 1}'),
+    ("/api/rollout", b'{"service": "auditor"}'),
+    ("/api/rollout", b'{"service": "auditor", "action": "finish"}'),
     ("/api/breaker", b'{"service": "auditor", "version": "v7", "action": "explode"}'),
     ("/api/reload", b'{"now": true}'),
 ]

@@ -113,8 +113,8 @@ def test_status_shows_trouble_first_and_not_ten_thousand_rows(unjam: Unjam, admi
         (
             ["weight", "a", "v1", "0.5"],
             "/api/weight",
-            {"service": "a", "version": "v1", "weight": 0.5},
-            "weight 0.5 (was 90)",
+            {"service": "a", "weights": {"v1": 0.5}},
+            "weight 0.5",
         ),
         (
             ["breaker", "a", "v1", "trip"],

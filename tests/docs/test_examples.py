@@ -26,6 +26,7 @@ ELSEWHERE = {"configuration.md"}
 ENVIRONMENT = {
     "UNJAM_ADMIN_TOKEN": "a-token-of-some-length",
     "UNJAM_REPORT_TOKEN": "a-token-of-some-length",
+    "HOOK_SECRET": "a-secret-of-some-length",
     "AUDITOR_URL": "http://10.0.0.1:9000",
 }
 

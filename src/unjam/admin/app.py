@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -27,6 +27,7 @@ from unjam.telemetry import logs
 from unjam.telemetry.collector import render_slowly
 
 MAX_ACTIVE = 1000
+MAX_CHANGES = 1000
 #: Share of the loop's time that one open status page may take: with a very large fleet it refreshes less often.
 PAGE_SHARE = 0.005
 
@@ -38,18 +39,30 @@ class Drain(msgspec.Struct, forbid_unknown_fields=True):
     draining: bool = True
 
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+
+
 class Weight(msgspec.Struct, forbid_unknown_fields=True):
-    """`weight` 0 takes the version out of the draw."""
+    """Of one `version`, or `weights` of several by their names, set together. 0 takes a version out of the draw."""
 
     service: Name
-    version: Name
-    weight: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+    version: Name | None = None
+    weight: Share | None = None
+    weights: Annotated[dict[Name, Share], msgspec.Meta(min_length=1, max_length=100)] | None = None
 
 
 class Breaker(msgspec.Struct, forbid_unknown_fields=True):
     service: Name
     version: Name
     action: Literal["trip", "reset"]
+
+
+class Rollout(msgspec.Struct, forbid_unknown_fields=True):
+    """`version`: with `start` only; the configured one when it is not given."""
+
+    service: Name
+    action: Literal["start", "pause", "resume", "promote", "abort"]
+    version: Name | None = None
 
 
 def create_app(
@@ -72,6 +85,9 @@ def create_app(
             Route("/api/drain", api.drain, methods=["POST"]),
             Route("/api/weight", api.weight, methods=["POST"]),
             Route("/api/breaker", api.breaker, methods=["POST"]),
+            Route("/api/audit", api.audit, methods=["GET"]),
+            Route("/api/rollout", api.rollouts, methods=["GET"]),
+            Route("/api/rollout", api.rollout, methods=["POST"]),
             Route("/api/reload", api.reload, methods=["POST"]),
             *RunsRoutes(control).routes(),
         ],
@@ -101,9 +117,8 @@ class _Api:
     def _json(self, value: object, status: int = 200) -> Response:
         return Response(self._encoder.encode(value) + b"\n", status, media_type="application/json")
 
-    def _audit(self, request: Request, action: str, target: str, old: object, new: object) -> None:
-        who = request.scope["state"]["who"]
-        self._log.info("control", who=who, action=action, target=target, **{"from": old, "to": new})
+    def _told(self, request: Request, action: str, target: str, old: object, new: object) -> None:
+        self._log.info("control", who=_who(request), action=action, target=target, **{"from": old, "to": new})
 
     async def page(self, request: Request) -> Response:
         refresh = page.parse_refresh(request.query_params.get("refresh"))
@@ -135,41 +150,81 @@ class _Api:
         return self._json({"ready": ready, "why": why, **self._control.snapshot()})
 
     async def active(self, request: Request) -> Response:
-        text = request.query_params.get("limit", "100")
-        if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_ACTIVE):
-            return error(400, "bad_limit", f"limit must be a number from 1 to {MAX_ACTIVE}.")
-        return self._json({"active": self._control.active(int(text))})
+        limit = number(request.query_params.get("limit"), "limit", 100, MAX_ACTIVE)
+        return self._json({"active": self._control.active(limit)})
 
     async def drain(self, request: Request) -> Response:
         body = await read_body(request, Drain)
-        found = [e for e in page.endpoints_of(self._control.snapshot()) if e["name"] == body.endpoint]
-        before = bool(found) and all(endpoint.get("draining") for endpoint in found)
-        if not self._control.drain(body.endpoint, body.draining):
-            return error(404, "unknown_endpoint", "No endpoint has this URL. GET /api/state lists them.")
-        self._audit(request, "drain" if body.draining else "undrain", body.endpoint, before, body.draining)
-        return self._json({"endpoint": body.endpoint, "draining": body.draining})
+        answer = await self._control.drain(body.endpoint, body.draining, _who(request))
+        self._told(request, "drain" if body.draining else "undrain", body.endpoint, answer["before"], body.draining)
+        return self._json(answer)
 
     async def weight(self, request: Request) -> Response:
         body = await read_body(request, Weight)
-        before = self._version(body.service, body.version).get("weight")
-        if not self._control.set_weight(body.service, body.version, body.weight):
-            return _unknown_version()
-        self._audit(request, "weight", f"{body.service}/{body.version}", before, body.weight)
-        return self._json({"service": body.service, "version": body.version, "weight": body.weight, "before": before})
+        weights = body.weights
+        if weights is None and body.version is not None and body.weight is not None:
+            weights = {body.version: body.weight}
+        elif body.version is not None or body.weight is not None:
+            weights = None
+        if weights is None:
+            return error(400, "bad_body", "Give version and weight, or weights by version.")
+        answer = await self._control.set_weights(body.service, weights, _who(request))
+        for version, weight in weights.items():
+            self._told(request, "weight", f"{body.service}/{version}", answer["before"][version], weight)
+        if body.weights is None:
+            # As it was asked.
+            answer |= {"version": body.version, "weight": body.weight, "before": answer["before"][body.version]}
+            del answer["weights"]
+        return self._json(answer)
 
     async def breaker(self, request: Request) -> Response:
         body = await read_body(request, Breaker)
-        before = _breaker_state(self._version(body.service, body.version))
-        if not self._control.breaker(body.service, body.version, body.action):
-            return _unknown_version()
-        after = _breaker_state(self._version(body.service, body.version))
-        self._audit(request, f"breaker {body.action}", f"{body.service}/{body.version}", before, after)
-        return self._json({"service": body.service, "version": body.version, "breaker": after, "before": before})
+        answer = await self._control.breaker(body.service, body.version, body.action, _who(request))
+        target = f"{body.service}/{body.version}"
+        self._told(request, f"breaker {body.action}", target, answer["before"], answer["breaker"])
+        return self._json(answer)
+
+    async def audit(self, request: Request) -> Response:
+        query = request.query_params
+        limit = number(query.get("limit"), "limit", 100, MAX_CHANGES)
+        before = query.get("before")
+        changes = await self._control.audit(
+            limit, None if before is None else number(before, "before", 0, 10**15), query.get("key")
+        )
+        return self._json({"changes": changes, "next": changes[-1]["n"] if len(changes) == limit else None})
+
+    async def rollouts(self, request: Request) -> Response:
+        found = self._control.rollouts().status()
+        service = request.query_params.get("service")
+        if service is None:
+            return self._json({"rollouts": found})
+        if service not in found:
+            return error(404, "no_rollout", "This service has no rollout.")
+        return self._json({"service": service, **found[service]})
+
+    async def rollout(self, request: Request) -> Response:
+        body = await read_body(request, Rollout)
+        rollouts, who, service = self._control.rollouts(), _who(request), body.service
+        if body.version is not None and body.action != "start":
+            return error(400, "bad_body", "version goes with start only.")
+        match body.action:
+            case "start":
+                answer = await rollouts.start(service, body.version, who)
+            case "pause":
+                answer = await rollouts.pause(service, who)
+            case "resume":
+                answer = await rollouts.resume(service, who)
+            case "promote":
+                answer = await rollouts.promote(service, who)
+            case "abort":
+                answer = await rollouts.abort(service, who)
+        self._told(request, f"rollout {body.action}", service, None, body.version)
+        return self._json({"service": service, **answer})
 
     async def reload(self, request: Request) -> Response:
         await read_body(request, Nothing)
         problems = await self._control.reload()
-        self._audit(request, "reload", "configuration", "running", "refused" if problems else "reloaded")
+        self._told(request, "reload", "configuration", "running", "refused" if problems else "reloaded")
         if problems:
             return self._json(
                 {
@@ -183,20 +238,19 @@ class _Api:
             )
         return self._json({"reloaded": True})
 
-    def _version(self, service: str, version: str) -> dict[str, Any]:
-        found: dict[str, Any] = (
-            self._control.snapshot().get("services", {}).get(service, {}).get("versions", {}).get(version, {})
-        )
-        return found
+
+def _who(request: Request) -> str:
+    who: str = request.scope["state"]["who"]
+    return who
 
 
-def _breaker_state(version: dict[str, Any]) -> str | None:
-    state: str | None = version.get("breaker", {}).get("state")
-    return state
-
-
-def _unknown_version() -> Response:
-    return error(404, "unknown_version", "There is no such service or version. GET /api/state lists them.")
+def number(text: str | None, name: str, default: int, most: int) -> int:
+    """Raises `ControlRefused`."""
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= int(text) <= most):
+        raise ControlRefused(f"bad_{name}", f"{name} must be a number from 1 to {most}.", 400)
+    return int(text)
 
 
 async def _bad_body(request: Request, problem: Exception) -> Response:

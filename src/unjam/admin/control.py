@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from unjam.telemetry.collector import Collector
@@ -46,8 +47,42 @@ class Runs(Protocol):
         ...
 
 
+class Rollouts(Protocol):
+    """Progressive rollouts. `who`: steers, for the audit log. Answers are JSON-able: of one service its state, as in
+    `status`. All may raise `ControlRefused`."""
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """By service; those without a rollout are left out."""
+        ...
+
+    async def start(self, service: str, version: str | None, who: str) -> dict[str, Any]:
+        """From its first step. `version` None: the configured one."""
+        ...
+
+    async def pause(self, service: str, who: str) -> dict[str, Any]:
+        """Stay at the present share."""
+        ...
+
+    async def resume(self, service: str, who: str) -> dict[str, Any]:
+        """Go on from there."""
+        ...
+
+    async def promote(self, service: str, who: str) -> dict[str, Any]:
+        """Take the next step now."""
+        ...
+
+    async def abort(self, service: str, who: str) -> dict[str, Any]:
+        """Back to 0 at once."""
+        ...
+
+
 class Control(Protocol):
-    """Called on the gateway's own event loop; nothing here may block. Every action may raise `ControlRefused`."""
+    """Called on the gateway's own event loop; nothing here may block. Every action may raise `ControlRefused`.
+
+    `who`: steers, for the audit log. What an action returns is JSON-able and says, beside what changed, for how long:
+    `kept` (over restarts, and told to the other gateways of the same state), `holds` in words, and `warning` where it
+    should have been kept and could not be.
+    """
 
     def snapshot(self) -> dict[str, Any]:
         """`Balancer.snapshot`: JSON-able, a copy, without secrets."""
@@ -66,16 +101,26 @@ class Control(Protocol):
         while it waits), lane, tenant, age_s, state."""
         ...
 
-    def drain(self, endpoint_url: str, draining: bool) -> bool:
-        """Stop (or resume) giving new requests to every endpoint of this URL. False: there is none."""
+    async def drain(self, endpoint_url: str, draining: bool, who: str) -> dict[str, Any]:
+        """Stop (or resume) giving new requests to every endpoint of this URL."""
         ...
 
-    def set_weight(self, service: str, version: str, weight: float) -> bool:
-        """False: no such service or version. Holds until the next reload says otherwise."""
+    async def set_weights(self, service: str, weights: Mapping[str, float], who: str) -> dict[str, Any]:
+        """All of them between two requests, or none. The answer has the weights `before`, by version."""
         ...
 
-    def breaker(self, service: str, version: str, action: str) -> bool:
-        """Open a version's breaker by hand (`trip`), or close it (`reset`). False: no such service or version."""
+    async def breaker(self, service: str, version: str, action: str, who: str) -> dict[str, Any]:
+        """Open a version's breaker by hand (`trip`), or close it (`reset`). The answer has its state as `breaker`, and
+        the one `before`."""
+        ...
+
+    async def audit(self, limit: int, before: int | None, key: str | None) -> Rows:
+        """What was changed, the newest first. `before`: the number of the change to go on from; `key`: of that only,
+        or of all below it."""
+        ...
+
+    def rollouts(self) -> Rollouts:
+        """Raises `ControlRefused` when this gateway has none."""
         ...
 
     async def reload(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from unjam import __version__
+from unjam.cli import versions
 from unjam.cli.client import AdminClient
 from unjam.cli.options import LOCAL_ADMIN, AdminToken, AdminUrl, admin_client
 from unjam.cli.report import ReportCommand, report
@@ -170,37 +171,8 @@ def undrain(
     _drain(url, False, admin_client(admin, token))
 
 
-@app.command()
-@in_sentences
-def weight(
-    service: Annotated[str, typer.Argument(help="Name of the service.")],
-    version: Annotated[str, typer.Argument(help="Name of the version.")],
-    weight: Annotated[float, typer.Argument(help="Its share beside the other versions; 0 for none.", min=0)],
-    admin: AdminUrl = LOCAL_ADMIN,
-    token: AdminToken = None,
-) -> None:
-    """Set the weight of a version, until the next reload."""
-    body = {"service": service, "version": version, "weight": weight}
-    answer = admin_client(admin, token).post("/api/weight", body)
-    before = answer.get("before")
-    was = f" (was {before:g})" if isinstance(before, int | float) else ""
-    typer.echo(f"{service} {version} has weight {weight:g}{was} until the next reload.")
-
-
-@app.command()
-@in_sentences
-def breaker(
-    service: Annotated[str, typer.Argument(help="Name of the service.")],
-    version: Annotated[str, typer.Argument(help="Name of the version.")],
-    action: Annotated[str, typer.Argument(help="trip: out of traffic now. reset: back now.", metavar="trip|reset")],
-    admin: AdminUrl = LOCAL_ADMIN,
-    token: AdminToken = None,
-) -> None:
-    """Trip or reset the breaker of a version."""
-    if action not in ("trip", "reset"):
-        raise CliError(f"there is no action {action!r}: give trip or reset.", USAGE)
-    admin_client(admin, token).post("/api/breaker", {"service": service, "version": version, "action": action})
-    typer.echo(f"{service} {version} is {'out of traffic' if action == 'trip' else 'back in traffic'}.")
+for command in (versions.weight, versions.breaker, versions.rollout, versions.audit):
+    app.command()(command)
 
 
 @app.command()
@@ -265,8 +237,9 @@ def _drain(url: str, draining: bool, client: AdminClient) -> None:
         name = parse_url(url).url
     except BadValue as error:
         raise CliError(f"{error.message}. {error.fix}", USAGE) from None
-    client.post("/api/drain", {"endpoint": name, "draining": draining})
+    answer = client.post("/api/drain", {"endpoint": name, "draining": draining})
     typer.echo(f"{name} {'finishes what it runs and takes nothing new' if draining else 'takes new requests'}.")
+    versions.warn(answer)
 
 
 def main() -> None:

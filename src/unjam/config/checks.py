@@ -51,6 +51,9 @@ def warnings(config: Config) -> Iterator[Finding]:
     if reporters is not None and not reporters.listen.loopback and reporters.tls is None:
         fix = "Give reporters: {tls: {cert, key}}, or let only a network that you trust reach it."
         yield ("reporters",), "the reporters' token crosses the network without TLS", fix
+    for place, hook in enumerate(config.webhooks):
+        if hook.in_the_open:
+            yield ("webhooks", place, "url"), "what it is told crosses the network without TLS", "Write https://."
     for place, network in enumerate(config.trusted_proxies):
         if network.prefixlen == 0:
             fix = "Name the networks of your proxies only."

@@ -39,6 +39,7 @@ from unjam.config.types import (
     one_or_list,
     text,
 )
+from unjam.config.webhooks import Webhook
 from unjam.core import spec
 
 #: Seconds: two lost reports must not take an endpoint out.
@@ -265,8 +266,9 @@ class Config(Model):
     )
     state: Annotated[State, PlainValidator(parse_state), Kind("URL", lambda state: str(state.url))] = Field(
         State("memory", "memory"),
-        description="Where durable runs are kept: memory, sqlite:PATH (relative to the configuration file), redis://, "
-        "rediss://, redis+sentinel://, redis+cluster://. Takes effect at the next start.",
+        description="Where durable runs, and what was changed at run time, are kept: memory, sqlite:PATH (relative to "
+        "the configuration file), redis://, rediss://, redis+sentinel://, redis+cluster://. Takes effect at the next "
+        "start.",
     )
     runs: Annotated[Runs | None, on_means({}), off_means(None)] = Field(
         None, description="Durable runs: `on`, or their limits. Unset: none."
@@ -286,6 +288,9 @@ class Config(Model):
     )
     services: dict[Name, Service] = Field(description="The agents behind this gateway.")
     regions: dict[Name, Region] = Field({}, description="Provider quotas shared by endpoints.")
+    webhooks: Annotated[tuple[Annotated[Webhook, short_for("url")], ...], BeforeValidator(one_or_list)] = Field(
+        (), description="Who is told of breakers, rollouts, weights and drains."
+    )
 
     _warnings: tuple[Problem, ...] = PrivateAttr(())
     _name: str = PrivateAttr("")

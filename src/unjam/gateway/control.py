@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from unjam.admin.control import ControlRefused
+import msgspec
+
+from unjam.admin.control import ControlRefused, Rollouts, Rows
 from unjam.gateway.exchange import Exchange
 from unjam.gateway.runs_control import RunsControl
+from unjam.kept.base import KeptError
 from unjam.telemetry.collector import Collector
 
 if TYPE_CHECKING:
@@ -40,34 +45,40 @@ class Control:
     def ready(self) -> tuple[bool, str]:
         return self._server.gateway.ready()
 
-    def drain(self, endpoint_url: str, draining: bool) -> bool:
-        """Drain every endpoint of that URL. False: there is none."""
-        gateway = self._server.gateway
-        now = monotonic()
-        found = False
-        for service in gateway.balancer.services.values():
-            for version in service.versions:
-                for pool in version.pools:
-                    for endpoint in pool.endpoints:
-                        if endpoint.url == endpoint_url:
-                            found = True
-                            gateway.carry_out(gateway.balancer.drain(endpoint, draining, now), now)
-        return found
+    async def drain(self, endpoint_url: str, draining: bool, who: str) -> dict[str, Any]:
+        try:
+            before, trouble = await self._server.changes.drain(endpoint_url, draining, who)
+        except KeyError:
+            message = "No endpoint has this URL. GET /api/state lists them."
+            raise ControlRefused("unknown_endpoint", message, 404) from None
+        return {"endpoint": endpoint_url, "draining": draining, "before": before, **self._held(trouble)}
 
-    def set_weight(self, service: str, version: str, weight: float) -> bool:
-        if not self._has(service, version):
-            return False
-        gateway = self._server.gateway
-        now = monotonic()
-        gateway.carry_out(gateway.balancer.set_weight(service, version, weight, now), now)
-        return True
+    async def set_weights(self, service: str, weights: Mapping[str, float], who: str) -> dict[str, Any]:
+        try:
+            before, trouble = await self._server.changes.set_weights(service, weights, who)
+        except KeyError:
+            raise _unknown_version() from None
+        return {"service": service, "weights": dict(weights), "before": before, **self._held(trouble)}
 
-    def breaker(self, service: str, version: str, action: str) -> bool:
-        if not self._has(service, version):
-            return False
-        balancer = self._server.gateway.balancer
-        (balancer.trip if action == "trip" else balancer.reset)(service, version, monotonic())
-        return True
+    async def breaker(self, service: str, version: str, action: str, who: str) -> dict[str, Any]:
+        try:
+            before, after, trouble = await self._server.changes.breaker(service, version, action, who)
+        except KeyError:
+            raise _unknown_version() from None
+        return {"service": service, "version": version, "breaker": after, "before": before, **self._held(trouble)}
+
+    async def audit(self, limit: int, before: int | None, key: str | None) -> Rows:
+        try:
+            changes = await self._server.changes.history(limit, before, key)
+        except (KeptError, TimeoutError) as error:
+            why = str(error) or "it doesn't answer"
+            raise ControlRefused("store_away", f"The audit log can't be read now: {why}.", 503) from None
+        return [{**msgspec.to_builtins(change), "at": _time(change.at)} for change in changes]
+
+    def rollouts(self) -> Rollouts:
+        if self._server.rollouts is None:
+            raise ControlRefused("rollouts_off", "No service of this gateway has a rollout: see rollout: in its file.")
+        return self._server.rollouts
 
     async def reload(self) -> list[str]:
         return await self._server.reload()
@@ -97,6 +108,20 @@ class Control:
             )
         return rows
 
-    def _has(self, service: str, version: str) -> bool:
-        found = self._server.gateway.balancer.services.get(service)
-        return found is not None and any(each.name == version for each in found.versions)
+    def _held(self, trouble: str) -> dict[str, Any]:
+        """For how long a change holds."""
+        if not self._server.changes.lasting:
+            return {"kept": False, "holds": "until the next restart"}
+        if trouble:
+            return {"kept": False, "holds": "here, until the next restart", "warning": f"it is not kept: {trouble}"}
+        return {"kept": True, "holds": "over restarts"}
+
+
+def _unknown_version() -> ControlRefused:
+    message = "There is no such service or version. GET /api/state lists them."
+    return ControlRefused("unknown_version", message, 404)
+
+
+def _time(at: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

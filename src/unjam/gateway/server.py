@@ -24,12 +24,14 @@ import uvloop
 from unjam import __version__
 from unjam.admin.app import create_app
 from unjam.admin.auth import hosts_for
+from unjam.admin.control import Rollouts
 from unjam.admin.server import AdminServer
 from unjam.config import Config, ConfigError
 from unjam.config.schema import Listen
 from unjam.core.endpoint import Endpoint
 from unjam.core.spec import ServiceSpec
 from unjam.gateway import descriptors, features, openapi
+from unjam.gateway.changes import Changes
 from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
 from unjam.gateway.durable import Durable
@@ -48,6 +50,8 @@ from unjam.gateway.timers import TICK
 from unjam.gateway.upstream import Upstream
 from unjam.gateway.watch import Watch
 from unjam.gateway.watches import renew
+from unjam.gateway.webhooks import Webhooks
+from unjam.kept import make as make_kept
 from unjam.runs.store.base import Store, StoreError
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import AccessLog
@@ -87,6 +91,10 @@ class Server:
         self.members = Members(self.gateway, self._equip_joined, self._unequip)
         self.reports = Reports(self.gateway, self.members)
         self.durable: Durable | None = None
+        self.webhooks = Webhooks(self.gateway.stats, self.gateway.log)
+        self.changes = Changes(self.gateway, config, make_kept(config.state.url), self.webhooks)
+        #: Set by whoever carries out rollouts.
+        self.rollouts: Rollouts | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
@@ -104,6 +112,7 @@ class Server:
         gateway.log.info("descriptors", soft_before=before, limit=limit, for_connections=gateway.descriptor_cap)
         gateway.access_log = self._open_access_log(self.config)
         self._apply(self.config, _endpoint_contexts(self.config))
+        await self.changes.start()
         if self.config.runs is not None:
             await self._start_runs(self.config)
         self._swap(self.config, await self._listen(self.config))
@@ -263,6 +272,8 @@ class Server:
         self.config = config
         self.members.configured(config)
         self.reports.configure(config.reporters)
+        self.webhooks.configure(config.webhooks)
+        self.changes.configured(config)
         if self.durable is not None:
             self.durable.configure(config)
         # Only now that all are equipped: what waits may be sent to any of them.
@@ -306,6 +317,7 @@ class Server:
         version = endpoint.pool.version
         spec = version.service.spec
         self._equip(self.config, spec.name, version.name, endpoint, spec, self._contexts)
+        self.changes.joined(endpoint)
 
     def _unequip(self, endpoint: Endpoint) -> None:
         """It left: no more checks, and its connections end with their requests."""
@@ -314,6 +326,7 @@ class Server:
         upstream = self._upstreams.pop(endpoint, None)
         if upstream is not None:
             upstream.close()
+        self.changes.left(endpoint)
 
     async def reload(self) -> list[str]:
         """Read the configuration again. Returns what was wrong; then the old one stays in force."""
@@ -373,6 +386,8 @@ class Server:
         self.gateway.tick()
         self.reports.tick()
         self._ticks += 1
+        if self._ticks % 5 == 0:
+            self.changes.tick()
         if self._ticks % 10 == 0:
             self._news.tell()
             self.members.tick()
@@ -429,6 +444,8 @@ class Server:
             await self.durable.stop()
         if self.admin is not None:
             await self.admin.stop()
+        await self.changes.stop()
+        await self.webhooks.stop()
         if self._ticker is not None:
             self._ticker.cancel()
         await asyncio.sleep(0)

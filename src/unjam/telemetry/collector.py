@@ -134,6 +134,18 @@ class Collector(registry.Collector):
             ("source", "result"),
             sorted(stats.load_pulls.items()),
         )
+        yield from _counter(
+            "unjam_changes",
+            "Weights, breakers, drains and rollouts changed, by what and where it was decided.",
+            ("kind", "origin"),
+            sorted(stats.changes.items()),
+        )
+        yield from _gauge(
+            "unjam_changes_kept", "1 while such changes can be kept.", (), [((), float(stats.changes_kept))]
+        )
+        webhooks: Rows = [((result,), n) for result, n in sorted(stats.webhooks.items())]
+        yield from _counter("unjam_webhooks", "Events for webhooks, by result.", ("result",), webhooks)
+        yield from _gauge("unjam_webhooks_waiting", "Events to be sent.", (), [((), stats.webhooks_waiting)])
         rejects: Rows = [((reason,), n) for reason, n in sorted(stats.rejects.items())]
         yield from _counter("unjam_rejects", "Requests refused before they met a service.", ("reason",), rejects)
 

@@ -166,7 +166,8 @@ class GatewayStats:
     """What happened to this process' connections and requests, and the stats of its services.
 
     `reports`: reports of load that came in, by what became of them; `load_pulls`: those that were asked for, by source
-    and result.
+    and result. `changes`: of weights, breakers, drains and rollouts, by what and where they came from; `changes_kept`:
+    the last one could be kept. `webhooks`: events by what became of them; `webhooks_waiting`: those to be sent.
 
     `requests_total` counts every request head read, refused or not; `rejects` those refused before they reached a
     service (malformed, over a limit, not allowed), by reason. `endpoints_discovered`: those there now that reporters
@@ -175,6 +176,8 @@ class GatewayStats:
     """
 
     __slots__ = (
+        "changes",
+        "changes_kept",
         "connections_open",
         "connections_refused",
         "connections_total",
@@ -193,9 +196,13 @@ class GatewayStats:
         "upstream_connects",
         "upstream_discarded",
         "upstream_reuses",
+        "webhooks",
+        "webhooks_waiting",
     )
 
     def __init__(self) -> None:
+        self.changes: dict[tuple[str, str], int] = {}
+        self.changes_kept = True
         self.connections_open = 0
         self.connections_refused = 0
         self.connections_total = 0
@@ -214,6 +221,8 @@ class GatewayStats:
         self.upstream_connects = 0
         self.upstream_discarded = 0
         self.upstream_reuses = 0
+        self.webhooks: dict[str, int] = {}
+        self.webhooks_waiting = 0
 
     def service(self, name: str) -> ServiceStats:
         """The stats of a configured service, made on first use. Keep the result; never call it per request."""
@@ -234,6 +243,14 @@ class GatewayStats:
     def report(self, result: str) -> None:
         """Count a report of an endpoint's load, or an attempt at one, by what became of it."""
         count(self.reports, result)
+
+    def change(self, kind: str, origin: str) -> None:
+        """Count a change of weights, breakers, drains or rollouts: `kind`, and decided `here` or `elsewhere`."""
+        self.changes[kind, origin] = self.changes.get((kind, origin), 0) + 1
+
+    def webhook(self, result: str) -> None:
+        """Count an event for a webhook: `delivered`, `failed` or `dropped`."""
+        count(self.webhooks, result)
 
     def load_pull(self, source: str, result: str) -> None:
         """Count a question for an endpoint's load: `source` as in `LoadReport`, `result` ok, refused or failed."""
