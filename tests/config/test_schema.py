@@ -176,7 +176,7 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
         breaker=spec.BreakerSpec(0.1, 30.0),
         ejection=spec.EjectionSpec(3, 5.0, 60.0, 0.25),
         warm_up=spec.WarmUpSpec(30.0, 2.0, 0.2),
-        retry=spec.RetrySpec(1, 0.1, 1.0),
+        retry=spec.RetrySpec(1, 0.1, 1.0, "always"),
         health=spec.HealthSpec("/healthz?deep=1", 10.0, 1.0, 3, 1),
         load=spec.LoadSpec(
             False,
@@ -196,8 +196,9 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
                 ),
                 90.0,
             ),
-            spec.VersionSpec("v8", (spec.EndpointSpec("http://10.0.0.3:9000"),), 10.0),
+            spec.VersionSpec("v8", (spec.EndpointSpec("http://10.0.0.3:9000"),), 10.0, spec.OverflowSpec("v7", 2.0)),
         ),
+        split=(spec.SplitSpec({"v7": 3.0, "v8": 1.0}, spec.HEAVY, "acme", {"x-tier": "premium"}),),
     )
     basic = topology.services["basic"]
     assert basic.session == spec.SessionSpec(cookie="sid")

@@ -43,6 +43,8 @@ GOOD = {
     "network": "10.0.0.0/8 192.0.2.1",
     "policy": "random peak_ewma",
     "none or body": "none body",
+    "probes, always or never": "probes never",
+    "fast or heavy": "fast heavy",
     "json or openai": "json openai",
     "session, tenant or a header name": "session tenant x-a",
     "status": "503 429",

@@ -36,6 +36,8 @@ _EXAMPLES = {
     "queue": "Write queue: {max: 1000, timeout: 60s}.",
     "session": "Write session: {header: x-session-id, ttl: 1h}.",
     "breaker": "Write breaker: {error_rate: 5%, open: 60s}, or off.",
+    "split": "Write split: [{header: {x-tier: premium}, weights: {v2: 1}}].",
+    "overflow": "Write overflow: {to: v2, after: 2s}.",
     "keys": 'Write keys: [{hash: "sha256:...", tenant: acme}].',
     "regions": "Write regions: {us-east-1: {tokens_per_minute: 2M}}.",
     "tls": "Write tls: {cert: FILE, key: FILE}.",

@@ -44,6 +44,7 @@ from unjam.config.types import (
     one_of,
     one_or_list,
 )
+from unjam.config.versions import Overflow, SplitRule
 from unjam.core import spec
 from unjam.core.policies import POLICIES
 
@@ -380,6 +381,9 @@ class Version(Model):
         None, description="Whether reporters may add endpoints: `true`, or in which networks."
     )
     endpoint_tls: EndpointTls | None = Field(None, description="TLS to its https:// endpoints.")
+    overflow: Annotated[Overflow | None, short_for("to"), off_means(None)] = Field(
+        None, description="Where its requests go when it has no free slot. Unset: they wait."
+    )
 
     @model_validator(mode="after")
     def _some(self) -> Version:
@@ -407,6 +411,9 @@ class Service(Model):
     session: Annotated[Session | None, off_means(None)] = Field(None, description="Session affinity.")
     sticky: Annotated[str, PlainValidator(_sticky), Kind("session, tenant or a header name")] | None = Field(
         None, description="What keeps a caller on the same version. Unset: each request by weight."
+    )
+    split: Annotated[tuple[SplitRule, ...], BeforeValidator(one_or_list)] = Field(
+        (), description="Weights for some callers or a lane; the first rule that holds counts."
     )
     breaker: Annotated[Breaker, off_means({"enabled": False})] = Field(Breaker(), description="Per version.")
     ejection: Ejection = Field(Ejection(), description="Passive health, per endpoint.")

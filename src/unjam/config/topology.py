@@ -50,6 +50,9 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
         retry=spec.RetrySpec(service.retry.attempts, service.retry.budget, service.retry.floor, service.retry.answers),
         health=_health(service.health),
         load=_load(service.load),
+        split=tuple(
+            spec.SplitSpec(dict(rule.weights), rule.lane, rule.tenant, dict(rule.header)) for rule in service.split
+        ),
         fallback=tuple(_step(step) for step in service.fallback),
         strip_prefix=service.strip_prefix,
         inspect="body" if any(match.model for match in service.match or ()) else service.inspect,
@@ -77,6 +80,7 @@ def _version(name: str, version: s.Version) -> spec.VersionSpec:
     return spec.VersionSpec(
         name=name,
         weight=version.weight,
+        overflow=None if version.overflow is None else spec.OverflowSpec(version.overflow.to, version.overflow.after),
         endpoints=tuple(
             spec.EndpointSpec(
                 url=endpoint.url,

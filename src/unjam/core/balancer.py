@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from unjam.core import lanes, refusals
+from unjam.core import lanes, overflow, refusals, split
 from unjam.core.endpoint import Endpoint, LeaseEnded
 from unjam.core.health import Health
 from unjam.core.load import LoadReport
@@ -185,7 +185,7 @@ class Balancer:
         before = request.tried
         request.tried = spared = (*before, *version.endpoints.values())
         try:
-            other = self._target(request, now)
+            other = self._target(request, None, now)
         finally:
             request.tried = before
         return spared if other is not None or request.service.maintenance is not None else ()
@@ -216,6 +216,8 @@ class Balancer:
             for version in service.versions:
                 if version.queue:
                     decided.extend(self._dispatch(version, now))
+                if version.overflow is not None and version.queue:
+                    decided.extend(self._spill(version, now))
         return decided
 
     # Operations
@@ -342,7 +344,7 @@ class Balancer:
             service.retried += 1
         if request.deadline is not None and request.deadline <= now:
             return self._refuse(refusals.deadline(request, service))
-        version = self._target(request, now)
+        version = self._target(request, bucket.heavy, now)
         if version is None:
             return self._refuse(self._unserved(request, now))
         if version.service is not service:
@@ -354,10 +356,17 @@ class Balancer:
             endpoint = self._choose(version, request, heavy, bucket, now)
             if endpoint is not None:
                 return self._start(version, endpoint, request, bucket, heavy, now)
+        if version.overflow is not None and not version.overflow.after:
+            other = overflow.target(version)
+            endpoint = None if other is None else self._choose(other, request, heavy, bucket, now)
+            if other is not None and endpoint is not None:
+                version.overflowed += 1
+                return self._start(other, endpoint, request, bucket, heavy, now)
         return self._wait(version, request, bucket, heavy, now)
 
-    def _target(self, request: Request, now: float) -> Version | None:
-        """The version to serve it, of its service or of one it falls back on; None: there is none."""
+    def _target(self, request: Request, heavy: bool | None, now: float) -> Version | None:
+        """The version to serve it, of its service or of one it falls back on; None: there is none. `heavy`: its lane,
+        None while that doesn't matter."""
         service = request.service
         if request.pin is not None:
             for own in service.versions:
@@ -374,6 +383,11 @@ class Balancer:
                 sticky = request.session
             elif service.spec.sticky == "tenant":
                 sticky = request.tenant or None
+        if request.splits and heavy is not None:
+            rule = split.first(request.splits, heavy)
+            version = None if rule is None else rule.pick(sticky, self._exhausted(service, request))
+            if version is not None:
+                return version
         for candidate in (service, *service.chain):
             version = candidate.sole
             if version is None or request.tried:
@@ -527,6 +541,21 @@ class Balancer:
         ticket.service.waiting.remove(ticket.request.tenant)
         return self._start(version, endpoint, ticket.request, ticket.bucket, ticket.heavy, now)
 
+    def _spill(self, version: Version, now: float) -> list[Lease]:
+        """What has waited too long here goes where there is room for it."""
+        other = overflow.target(version)
+        if other is None:
+            return []
+        started: list[Lease] = []
+        for ticket in overflow.overdue(version, now):
+            endpoint = self._choose(other, ticket.request, ticket.heavy, ticket.bucket, now)
+            if endpoint is None:
+                continue
+            self._unqueue(ticket)
+            version.overflowed += 1
+            started.append(self._start(other, endpoint, ticket.request, ticket.bucket, ticket.heavy, now))
+        return started
+
     def _expire(self, ticket: Ticket, now: float) -> Refusal:
         self._unqueue(ticket)
         request = ticket.request
@@ -543,7 +572,7 @@ class Balancer:
         for ticket in tickets:
             request = ticket.request
             ticket.service.waiting.remove(request.tenant)
-            target = self._target(request, now)
+            target = self._target(request, ticket.heavy, now)
             if target is None and not version.removed and request.service.maintenance is None:
                 # It may come back before the ticket expires, and there is nothing better.
                 queue.push(ticket, now)

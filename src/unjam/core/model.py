@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unjam.core.estimator import Bucket
     from unjam.core.quota import Reservation
     from unjam.core.service import Service, Version
+    from unjam.core.split import Split
 
 
 class Outcome(StrEnum):
@@ -48,8 +49,9 @@ class Request:
     `arrived`: monotonic seconds, kept over retries. `bucket`: features below the service, e.g. `"POST /page"`, joined
     by the caller; bounded by the estimator. `seconds_hint`, `lane_hint`: what the caller declared. `tokens`: tokens it
     may use (input + max_tokens), None when unknown. `deadline`: monotonic seconds after which nobody waits for the
-    answer. `tried`: endpoints not to use again. `pin`: the version that it must go to, while there is one of that name,
-    heeded by `Balancer.offer_pinned`. `context`: the shell's own object, carried and never looked at.
+    answer. `tried`: endpoints not to use again. `splits`: the rules of the service's split that hold for it. `pin`: the
+    version that it must go to, while there is one of that name. `context`: the shell's own object, carried and never
+    looked at.
     """
 
     __slots__ = (
@@ -62,6 +64,7 @@ class Request:
         "seconds_hint",
         "service",
         "session",
+        "splits",
         "sticky",
         "tenant",
         "tokens",
@@ -94,6 +97,7 @@ class Request:
         self.deadline = deadline
         self.context = context
         self.tried: tuple[Endpoint, ...] = ()
+        self.splits: tuple[Split, ...] = ()
         self.pin: str | None = None
 
 

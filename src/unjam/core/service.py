@@ -12,12 +12,13 @@ from unjam.core.model import Lease, Outcome, Reason
 from unjam.core.retry import RetryBudget
 from unjam.core.rollout import Candidate, VersionPicker
 from unjam.core.sizing import Need
+from unjam.core.split import Split
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
     from unjam.core.pool import Pool
     from unjam.core.quota import Region
-    from unjam.core.spec import Maintenance, ServiceSpec
+    from unjam.core.spec import Maintenance, OverflowSpec, ServiceSpec
     from unjam.core.workers import Crew
 
 
@@ -49,6 +50,8 @@ class Version:
         "members",
         "name",
         "original",
+        "overflow",
+        "overflowed",
         "panic",
         "pools",
         "queue",
@@ -67,6 +70,9 @@ class Version:
         self.original: Version = self
         self.crew: Crew | None = None
         self.weight = weight
+        self.overflow: OverflowSpec | None = None
+        #: Requests that went elsewhere for want of a slot here.
+        self.overflowed = 0
         self.breaker = Breaker(service.spec.breaker)
         self.pools: list[Pool] = []
         self.sole: Pool | None = None
@@ -128,6 +134,7 @@ class Service:
         "shell",
         "sole",
         "spec",
+        "splits",
         "succeeded",
         "unsuccessful",
         "versions",
@@ -151,6 +158,8 @@ class Service:
         self.sessions: Sessions | None = None
         self.open_sessions()
         self.picker: VersionPicker[Version] = VersionPicker(spec.name)
+        self.splits: tuple[Split, ...] = ()
+        self.split_up()
         self.young: dict[Lease, None] = {}
         self.overdue: dict[Lease, None] = {}
         self.waiting = Waiting()
@@ -171,6 +180,10 @@ class Service:
     def open_sessions(self) -> None:
         if self.spec.session is not None:
             self.sessions = Sessions(self.spec.session.ttl)
+
+    def split_up(self) -> None:
+        """Take the rules of the specification; `reweigh` gives them their weights."""
+        self.splits = tuple(Split(rule, self.name) for rule in self.spec.split)
 
     @property
     def live(self) -> int:
@@ -202,7 +215,11 @@ class Service:
             weight = version.weight if version.usable else 0.0
             candidates.append(Candidate(version, version.name, weight, version.share))
         self.picker.set(candidates, spill=self.alternatives)
+        for rule in self.splits:
+            rule.reweigh(self.versions)
         self.sole = None
+        if self.splits:
+            return
         chosen = [c for c in candidates if c.weight * c.share > 0.0]
         if len(chosen) == 1 and (chosen[0].share >= 1.0 or not self.alternatives):
             self.sole = chosen[0].version

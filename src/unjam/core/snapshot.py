@@ -176,6 +176,7 @@ def _version(version: Version, now: float) -> dict[str, Any]:
     breaker = version.breaker
     return {
         "weight": version.weight,
+        "overflowed": version.overflowed,
         "share": version.service.picker.shares().get(version.name, 0.0),
         "breaker": {
             "state": breaker.state,

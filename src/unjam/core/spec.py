@@ -207,10 +207,30 @@ class EndpointSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class OverflowSpec:
+    """Spill-over: what has waited `after` seconds for a slot goes to version `to` as soon as that has one."""
+
+    to: str
+    after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class VersionSpec:
     name: str
     endpoints: tuple[EndpointSpec, ...]
     weight: float = 1.0
+    overflow: OverflowSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSpec:
+    """Weights for some requests: those of `lane`, of `tenant`, with all these `headers` (exact values, or `*` for
+    present), as far as given. Versions that `weights` doesn't name get none of them."""
+
+    weights: Mapping[str, float]
+    lane: str | None = None
+    tenant: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +261,8 @@ class ServiceSpec:
     retry: RetrySpec = RetrySpec()
     health: HealthSpec | None = None
     load: LoadSpec = LoadSpec()
+    #: The first that holds for a request gives its weights; none: those of the versions.
+    split: tuple[SplitSpec, ...] = ()
     #: Names of services, then at most one Maintenance, in the order they are tried.
     fallback: tuple[str | Maintenance, ...] = ()
     #: The path prefix matched is removed before the request is forwarded.

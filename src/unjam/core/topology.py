@@ -147,6 +147,8 @@ class Reload:
             service.open_sessions()
         else:
             service.sessions.ttl = spec.session.ttl
+        if spec.split != old.split:
+            service.split_up()
         weights = {version.name: version.weight for version in old.versions}
         for version in service.versions:
             version.breaker.configure(spec.breaker)
@@ -174,6 +176,7 @@ class Reload:
             fresh = version is None
             if version is None:
                 version = Version(spec.name, service, spec.weight)
+            version.overflow = spec.overflow
             service.versions.append(version)
             self._endpoints(version, spec, fresh)
         for version in kept.values():

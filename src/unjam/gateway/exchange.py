@@ -86,6 +86,7 @@ class Exchange(Request):
         self.session = None
         self.sticky = None
         self.pin = None
+        self.splits = ()
         self.lane_hint = None
         self.seconds_hint = None
         self.tokens = None

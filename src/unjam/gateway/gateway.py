@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from unjam.core import split
 from unjam.core.balancer import Balancer
 from unjam.core.model import Lease, Outcome, Refusal, Request
 from unjam.gateway import features, respond
@@ -195,6 +196,8 @@ class Gateway:
             if session is None and spec.session.cookie is not None:
                 session = _cookie(header(b"cookie"), spec.session.cookie)
             exchange.session = session or None
+        if exchange.service.splits:
+            exchange.splits = split.applicable(exchange.service.splits, header, exchange.tenant)
         sticky = spec.sticky
         if sticky is None or sticky == "session":
             exchange.sticky = exchange.session

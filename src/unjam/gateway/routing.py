@@ -77,7 +77,13 @@ class Router:
         prefix = prefix_of(service, head.path)
         bucket = features.bucket(head.method, head.path, prefix, None if head.chunked else head.length or 0)
         spec = service.spec
-        plain = spec.session is None and spec.sticky is None and spec.inspect != "body" and not self.by_model
+        plain = (
+            spec.session is None
+            and spec.sticky is None
+            and not spec.split
+            and spec.inspect != "body"
+            and not self.by_model
+        )
         stats = self._stats.service(service.name)
         return Route(service, bucket, stats, plain, len(prefix) if spec.strip_prefix else 0)
 

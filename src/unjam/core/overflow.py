@@ -1,0 +1,36 @@
+"""Spill-over: what has waited long enough for a version without a free slot goes to another that has one.
+
+A cheap pool in front of a dear one: work stays where it is cheap as long as that takes no longer than stated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unjam.core.model import Ticket
+    from unjam.core.service import Version
+
+
+def target(version: Version) -> Version | None:
+    """Where its overflow goes, if it may have any now: a version that is out gets none."""
+    spec = version.overflow
+    if spec is None:
+        return None
+    for other in version.service.versions:
+        if other.name == spec.to:
+            return other if other.usable and other.share >= 1.0 else None
+    return None
+
+
+def overdue(version: Version, now: float) -> Iterator[Ticket]:
+    """Tickets that have waited for as long as the version's overflow says, by arrival."""
+    spec = version.overflow
+    if spec is None:
+        return
+    for ticket in version.queue.tickets():
+        if ticket.request.arrived + spec.after > now:
+            return
+        yield ticket

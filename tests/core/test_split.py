@@ -1,0 +1,174 @@
+"""Who gets which version by rule, and where work goes that finds its version full."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from unjam.core.model import Lease, Outcome
+from unjam.core.service import Service
+from unjam.core.spec import (
+    HEAVY,
+    BreakerSpec,
+    EndpointSpec,
+    LanesSpec,
+    Maintenance,
+    OverflowSpec,
+    QueueSpec,
+    SplitSpec,
+    VersionSpec,
+)
+from unjam.core.split import applicable
+
+from .made import OK, balancer, lease, request, service, teach, ticket, topology
+
+PREMIUM = SplitSpec({"dear": 1.0}, headers={"X-Tier": "premium"})
+HEAVIES = SplitSpec({"cheap": 1.0, "dear": 3.0}, lane=HEAVY)
+
+
+def versions(slots: int = 1000, overflow: OverflowSpec | None = None) -> tuple[VersionSpec, ...]:
+    return (
+        VersionSpec("cheap", (EndpointSpec("http://c", slots=slots),), 9.0, overflow),
+        VersionSpec("dear", (EndpointSpec("http://d", slots=slots),), 1.0),
+    )
+
+
+def asked(s: Service, path: str = "/", tenant: str = "", now: float = 0.0, **headers: str) -> object:
+    made = request(s, path, now, tenant=tenant)
+    made.splits = applicable(
+        s.splits,
+        lambda name: value.encode() if (value := headers.get(name.decode().replace("-", "_"))) else None,
+        tenant,
+    )
+    return made
+
+
+def test_a_callers_header_chooses_the_weights_and_others_keep_theirs() -> None:
+    made = balancer(service(versions=versions(), split=(PREMIUM, HEAVIES)))
+    s = made.services["s"]
+    premium = Counter(lease(made.offer(asked(s, x_tier="premium"), 0.0)).version.name for _ in range(50))
+    assert premium == {"dear": 50}
+    others = Counter(lease(made.offer(asked(s, x_tier="basic"), 0.0)).version.name for _ in range(50))
+    assert others == {"cheap": 45, "dear": 5}
+
+
+def test_a_lane_has_weights_of_its_own_once_its_work_is_known_to_be_heavy() -> None:
+    made = balancer(service(versions=versions(), split=(PREMIUM, HEAVIES), lanes=LanesSpec(share=1.0)))
+    s = made.services["s"]
+    teach(made, "/audit", 60.0)
+    teach(made, "/hello", 0.05)
+    heavy = Counter(lease(made.offer(asked(s, "/audit"), 0.0)).version.name for _ in range(40))
+    assert heavy == {"cheap": 10, "dear": 30}
+    fast = Counter(lease(made.offer(asked(s, "/hello"), 0.0)).version.name for _ in range(40))
+    assert fast == {"cheap": 36, "dear": 4}
+
+
+def test_a_tenant_has_its_own_and_the_first_rule_that_holds_counts() -> None:
+    rules = (SplitSpec({"cheap": 1.0}, tenant="acme"), PREMIUM)
+    made = balancer(service(versions=versions(), split=rules))
+    s = made.services["s"]
+    both = Counter(lease(made.offer(asked(s, tenant="acme", x_tier="premium"), 0.0)).version.name for _ in range(20))
+    assert both == {"cheap": 20}
+
+
+def test_a_sticky_caller_stays_on_its_version_within_a_rule() -> None:
+    made = balancer(
+        service(versions=versions(), split=(SplitSpec({"cheap": 1, "dear": 1}, tenant="t"),), sticky="x-user")
+    )
+    s = made.services["s"]
+    for user in range(50):
+        seen = set()
+        for _ in range(5):
+            each = asked(s, tenant="t")
+            each.sticky = f"user {user}"  # type: ignore[attr-defined]
+            seen.add(lease(made.offer(each, 0.0)).version.name)  # type: ignore[arg-type]
+        assert len(seen) == 1
+
+
+def test_where_no_version_of_the_rule_is_left_the_weights_of_all_count() -> None:
+    made = balancer(service(versions=versions(), split=(PREMIUM,), breaker=BreakerSpec(open=60.0)))
+    s = made.services["s"]
+    made.trip("s", "dear", 0.0)
+    assert lease(made.offer(asked(s, x_tier="premium"), 0.0)).version.name == "cheap"
+    made.reset("s", "dear", 1.0)
+    assert lease(made.offer(asked(s, x_tier="premium"), 1.0)).version.name == "dear"
+
+
+def test_a_rule_sends_to_a_version_that_has_no_weight_otherwise() -> None:
+    cheap, dear = versions()
+    only = (cheap, VersionSpec("dear", dear.endpoints, 0.0))
+    made = balancer(service(versions=only, split=(PREMIUM,)))
+    s = made.services["s"]
+    assert lease(made.offer(asked(s, x_tier="premium"), 0.0)).version.name == "dear"
+    assert {lease(made.offer(asked(s), 0.0)).version.name for _ in range(20)} == {"cheap"}
+
+
+def test_a_reload_changes_the_rules() -> None:
+    made = balancer(service(versions=versions()))
+    s = made.services["s"]
+    made.apply(topology(service(versions=versions(), split=(PREMIUM,))), 1.0)
+    assert lease(made.offer(asked(s, x_tier="premium"), 1.0)).version.name == "dear"
+    made.apply(topology(service(versions=versions())), 2.0)
+    assert s.splits == ()
+
+
+def full(after: float, slots: int = 2) -> tuple[object, Service, list[Lease]]:
+    cheap, dear = versions(slots, OverflowSpec("dear", after))
+    made = balancer(service(versions=(cheap, VersionSpec("dear", dear.endpoints, 0.0)), queue=QueueSpec(timeout=60.0)))
+    s = made.services["s"]
+    return made, s, [lease(made.offer(request(s), 0.0)) for _ in range(slots)]
+
+
+def test_what_has_waited_for_as_long_as_stated_goes_to_the_other_as_far_as_that_has_slots() -> None:
+    made, s, running = full(2.0)
+    assert {each.version.name for each in running} == {"cheap"}
+    waiting = [ticket(made.offer(request(s, now=0.5), 0.5)) for _ in range(3)]  # type: ignore[attr-defined]
+    assert made.tick(2.4) == []  # type: ignore[attr-defined]
+    spilled = made.tick(2.5)  # type: ignore[attr-defined]
+    assert [(each.version.name, each.request) for each in spilled] == [("dear", t.request) for t in waiting[:2]]
+    assert [t.live for t in waiting] == [False, False, True]
+    assert (s.versions[0].overflowed, s.waiting.count) == (2, 1)
+    (started,) = made.finish(spilled[0], OK, 3.0) or made.tick(3.0)  # type: ignore[attr-defined]
+    assert (started.version.name, started.request) == ("dear", waiting[2].request)
+    assert s.waiting.count == 0
+
+
+def test_it_stays_where_it_is_cheap_when_a_slot_is_free_in_time() -> None:
+    made, s, running = full(2.0)
+    waiting = ticket(made.offer(request(s, now=0.5), 0.5))  # type: ignore[attr-defined]
+    (started,) = made.finish(running[0], OK, 2.0)  # type: ignore[attr-defined]
+    assert (started.version.name, started.request) == ("cheap", waiting.request)
+    assert s.versions[0].overflowed == 0
+
+
+def test_without_a_wait_it_goes_at_once() -> None:
+    made, s, _ = full(0.0)
+    assert lease(made.offer(request(s), 0.0)).version.name == "dear"  # type: ignore[attr-defined]
+    assert s.versions[0].overflowed == 1
+
+
+def test_nothing_spills_into_a_version_that_is_out() -> None:
+    made, s, _ = full(0.0)
+    made.trip("s", "dear", 0.0)  # type: ignore[attr-defined]
+    waiting = ticket(made.offer(request(s), 0.0))  # type: ignore[attr-defined]
+    assert made.tick(1.0) == []  # type: ignore[attr-defined]
+    made.reset("s", "dear", 1.0)  # type: ignore[attr-defined]
+    (spilled,) = made.tick(1.1)  # type: ignore[attr-defined]
+    assert spilled.request is waiting.request
+
+
+def test_what_cannot_spill_goes_on_to_wait_and_is_counted_once() -> None:
+    made, s, running = full(1.0, slots=1)
+    tickets = [ticket(made.offer(request(s), 0.0)) for _ in range(4)]  # type: ignore[attr-defined]
+    spilled = made.tick(1.0)  # type: ignore[attr-defined]
+    assert len(spilled) == 1
+    for each in (*running, *spilled):
+        made.finish(each, Outcome.OK, 2.0)  # type: ignore[attr-defined]
+    made.tick(2.0)  # type: ignore[attr-defined]
+    assert s.offered == s.dispatched + s.waiting.count
+    assert sum(t.live for t in tickets) == s.waiting.count
+
+
+def test_a_message_at_the_end_of_the_chain_does_not_stand_in_the_way_of_the_rule() -> None:
+    made = balancer(service(versions=versions(), split=(PREMIUM,), fallback=(Maintenance("later"),)))
+    s = made.services["s"]
+    assert lease(made.offer(asked(s, x_tier="premium"), 0.0)).version.name == "dear"
