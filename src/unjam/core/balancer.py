@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from unjam.core import lanes, overflow, refusals, split
+from unjam.core import blame, lanes, overflow, refusals, split
 from unjam.core.endpoint import Endpoint, LeaseEnded
 from unjam.core.health import Health
 from unjam.core.load import LoadReport
@@ -149,13 +149,13 @@ class Balancer:
         seconds = now - lease.started
         endpoint.busy += seconds if seconds < SHORT else SHORT
         if outcome is Outcome.OK:
-            service.succeeded += 1
+            version.succeeded += 1
             endpoint.served += 1
             if endpoint.failures:
                 endpoint.failures = endpoint.connect_failures = 0
             lease.bucket.observe(seconds)
             breaker = version.breaker
-            if breaker.evidence or not breaker.closed:
+            if breaker.watching:
                 breaker.record(False, now, lease.started)
         else:
             self._ended_badly(lease, outcome, seconds, connect_failed, now)
@@ -202,6 +202,8 @@ class Balancer:
             if service.sessions is not None:
                 service.sessions.tick(now)
             for version in service.versions:
+                if version.breaker.spec.learn:
+                    version.breaker.note(version.good_calls)
                 if version.share != 1.0 and version.share != version.breaker.share(now):
                     service.reweigh(now)
                 for ticket in version.queue.expired(now):
@@ -289,6 +291,15 @@ class Balancer:
         found = self._version(service, version)
         found.breaker.reset(now)
         found.service.reweigh(now)
+
+    def verdict(
+        self, version: Version, bad: bool, now: float, started: float, *, sampled: bool, reason: str = ""
+    ) -> None:
+        """Somebody judged an answer of `version` to a request that was dispatched at `started`.
+
+        `sampled`: it is one of a sample, good ones reported too. Otherwise the call counts as a success, now or at its
+        end: a bad verdict makes that a failure. `reason`: of a bad one, in words fit for a log."""
+        blame.judged(version.original, bad, sampled, reason, started, now)
 
     def heed(
         self,
@@ -626,9 +637,10 @@ class Balancer:
             self._health.failed(endpoint, connect_failed, now)
         # That nothing listens there says something about the endpoint; a version none of whose endpoints can be reached
         # is tripped for it.
-        if not connect_failed and version.breaker.record(True, now, lease.started):
-            version.original.evict = True
-            version.service.reweigh(now)
+        if not connect_failed:
+            version.failed += 1
+            if lease.started >= endpoint.blamed_at:
+                blame.failed(self._health, version.original, endpoint, lease.started, now)
 
     def _settle(self, lease: Lease, tokens: int | None, connect_failed: bool, now: float) -> None:
         if tokens is not None:

@@ -74,9 +74,7 @@ class Breaker:
         "why",
     )
 
-    def __init__(
-        self, spec: BreakerSpec, baseline: float | None = None, quality: QualitySpec | None = None
-    ) -> None:
+    def __init__(self, spec: BreakerSpec, baseline: float | None = None, quality: QualitySpec | None = None) -> None:
         self.spec = spec
         #: A normal rate that somebody else has measured.
         self._given = baseline

@@ -65,6 +65,7 @@ class Endpoint:
         "avail",
         "barred",
         "base_slots",
+        "blamed_at",
         "burden",
         "busy",
         "choked",
@@ -74,6 +75,7 @@ class Endpoint:
         "discovered",
         "drained",
         "draining",
+        "ejected_for",
         "ejected_until",
         "ejection_ended",
         "ejections",
@@ -148,7 +150,11 @@ class Endpoint:
         self.usable = False
         #: 0: it is not ejected. Cleared by the first tick after its time.
         self.ejected_until = 0.0
+        #: Why, in words, if not for failures in a row.
+        self.ejected_for = ""
         self.ejection_ended = 0.0
+        #: When it was found to be the cause of its version's failures: those of calls begun before are its own.
+        self.blamed_at = 0.0
         #: In a row; `connect_failures` are among the `failures`.
         self.failures = 0
         self.connect_failures = 0

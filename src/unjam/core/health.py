@@ -2,8 +2,9 @@
 
 An endpoint is *well* when its checks pass, it is not ejected or draining, has memory and its reporter is not silent.
 It is *usable* when it is well, or when so few of its version are well that using all of them is better than overloading
-the rest (panic). With none well at all the version is down: its breaker trips and callers fall back, unless there is
-nothing to fall back on; then endpoints that were only ejected are used, since refusing what may succeed helps nobody.
+the rest (panic). The last one that is well isn't ejected for its answers: the version's breaker judges those. With none
+well at all the version is down: its breaker trips and callers fall back, unless there is nothing to fall back on; then
+endpoints that were only ejected are used, since refusing what may succeed helps nobody.
 """
 
 from __future__ import annotations
@@ -112,18 +113,37 @@ class Health:
         endpoint.connect_failures = endpoint.connect_failures + 1 if connect_failed else 0
         endpoint.blame(now)
         spec = endpoint.pool.version.service.spec.ejection
-        if not endpoint.ejected_until and (
-            endpoint.failures >= spec.failures or endpoint.connect_failures >= CONNECT_FAILURES
-        ):
-            quiet = now - endpoint.ejection_ended
-            forgiven = int(quiet / (FORGIVEN_AFTER * spec.base)) if spec.base > 0.0 else endpoint.ejections
-            endpoint.ejections = max(0, endpoint.ejections - forgiven) + 1
-            seconds = ejection_seconds(spec, endpoint.ejections)
-            endpoint.ejected_until = now + seconds
-            self.ejections.append((endpoint, seconds))
-            self._serial += 1
-            heappush(self._ends, (endpoint.ejected_until, self._serial, endpoint))
+        if not endpoint.ejected_until:
+            answers = endpoint.failures >= spec.failures and not self._last(endpoint)
+            if answers or endpoint.connect_failures >= CONNECT_FAILURES:
+                self._eject(endpoint, now)
         self.changed(endpoint, now)
+
+    def blame(self, endpoint: Endpoint, why: str, now: float) -> None:
+        """It is the cause of its version's failures: those of calls that run on it are its own from now on."""
+        endpoint.blamed_at = now
+        if not endpoint.ejected_until:
+            self._eject(endpoint, now)
+        endpoint.ejected_for = why
+        self.changed(endpoint, now)
+
+    def _last(self, endpoint: Endpoint) -> bool:
+        """Nobody else of its version is well. Then what it answers is the version's doing: the breaker judges that, by
+        evidence, and tries it again step by step."""
+        version = endpoint.pool.version
+        return endpoint.well and version.healthy <= 1 and version.breaker.spec.enabled
+
+    def _eject(self, endpoint: Endpoint, now: float) -> None:
+        spec = endpoint.pool.version.service.spec.ejection
+        quiet = now - endpoint.ejection_ended
+        forgiven = int(quiet / (FORGIVEN_AFTER * spec.base)) if spec.base > 0.0 else endpoint.ejections
+        endpoint.ejections = max(0, endpoint.ejections - forgiven) + 1
+        seconds = ejection_seconds(spec, endpoint.ejections)
+        endpoint.ejected_until = now + seconds
+        endpoint.ejected_for = ""
+        self.ejections.append((endpoint, seconds))
+        self._serial += 1
+        heappush(self._ends, (endpoint.ejected_until, self._serial, endpoint))
 
     def reported(self, endpoint: Endpoint, report: LoadReport, now: float) -> bool:
         """A report came in. False: it was refused, or too late."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unjam.core.admission import Queue, Waiting
 from unjam.core.affinity import Sessions
+from unjam.core.blame import Blame
 from unjam.core.breaker import Breaker
 from unjam.core.estimator import Estimator
 from unjam.core.model import Lease, Outcome, Reason
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from unjam.core.workers import Crew
 
 
+class Counts(NamedTuple):
+    """What a version has done, its workers included. `calls`: that ended well, or badly by its fault (`failures`);
+    `good`, `bad`: verdicts on its answers."""
+
+    calls: int
+    failures: int
+    good: int
+    bad: int
+
+
 class Version:
     """`heavy`: heavy leases that run on it; `heavy_cap`: the most it may start by itself, None where each endpoint has
     its own cap. `members`: endpoints not draining; `healthy`: those of them that are well; `usable`: those that may be
@@ -29,16 +40,21 @@ class Version:
     tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
     quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request, learnt. `barred`:
     some of its endpoints get no heavy work; `large`: endpoints with more than a few slots. `crew`: its workers, None
-    before the first; `original`: the version that this is the crew of, itself otherwise."""
+    before the first; `original`: the version that this is the crew of, itself otherwise. `succeeded`, `failed`: calls
+    that ended; `good`, `bad`: verdicts; `counts` has them all."""
 
     __slots__ = (
+        "bad",
         "barred",
+        "blame",
         "breaker",
         "burden",
         "crew",
         "down",
         "endpoints",
         "evict",
+        "failed",
+        "good",
         "healthy",
         "heavy",
         "heavy_cap",
@@ -60,6 +76,7 @@ class Version:
         "share",
         "slots",
         "sole",
+        "succeeded",
         "usable",
         "weight",
     )
@@ -73,7 +90,13 @@ class Version:
         self.overflow: OverflowSpec | None = None
         #: Requests that went elsewhere for want of a slot here.
         self.overflowed = 0
-        self.breaker = Breaker(service.spec.breaker)
+        self.breaker = Breaker(service.spec.breaker, quality=service.spec.quality)
+        self.blame = Blame()
+        self.succeeded = 0
+        #: By its own fault; connections that failed are not among them.
+        self.failed = 0
+        self.good = 0
+        self.bad = 0
         self.pools: list[Pool] = []
         self.sole: Pool | None = None
         self.endpoints: dict[str, Endpoint] = {}
@@ -105,6 +128,16 @@ class Version:
                 return pool
         return None
 
+    @property
+    def good_calls(self) -> int:
+        """That ended well, its workers' too."""
+        return self.succeeded + (self.crew.succeeded if self.crew is not None else 0)
+
+    @property
+    def counts(self) -> Counts:
+        failed = self.failed + (self.crew.failed if self.crew is not None else 0)
+        return Counts(self.good_calls + failed, failed, self.good, self.bad)
+
     def __repr__(self) -> str:
         return f"<Version {self.service.name}/{self.name}>"
 
@@ -115,8 +148,10 @@ class Service:
     `maintenance`. `shell`: the gateway's own, who looks into the exchanges."""
 
     __slots__ = (
+        "_folded",
         "_noted",
         "chain",
+        "departed",
         "dispatched",
         "estimator",
         "maintenance",
@@ -135,7 +170,6 @@ class Service:
         "sole",
         "spec",
         "splits",
-        "succeeded",
         "unsuccessful",
         "versions",
         "waiting",
@@ -172,8 +206,10 @@ class Service:
         self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.retried = 0
         self._noted = 0
-        # Apart, because most end well and an enumeration is slow to hash.
-        self.succeeded = 0
+        #: Removed versions of which something may still run, and the good calls of those of which nothing does.
+        self.departed: list[Version] = []
+        self._folded = 0
+        # Those that end well are counted by version: they are most, and an enumeration is slow to hash.
         self.unsuccessful: dict[Outcome, int] = dict.fromkeys([o for o in Outcome if o is not Outcome.OK], 0)
         self.promoted = 0
 
@@ -189,6 +225,17 @@ class Service:
     def live(self) -> int:
         """Leases that run on this service's endpoints."""
         return len(self.young) + len(self.overdue)
+
+    @property
+    def succeeded(self) -> int:
+        """Leases that ended well on this service's endpoints."""
+        return self._folded + sum(version.good_calls for version in (*self.versions, *self.departed))
+
+    def fold(self) -> None:
+        """Keep the counts of removed versions of which nothing runs any more, and let these go."""
+        running = {lease.version.original for lease in (*self.young, *self.overdue)}
+        self._folded += sum(version.good_calls for version in self.departed if version not in running)
+        self.departed = [version for version in self.departed if version in running]
 
     @property
     def ended(self) -> dict[Outcome, int]:

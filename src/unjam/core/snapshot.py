@@ -58,7 +58,8 @@ def why(endpoint: Endpoint, now: float) -> list[str]:
     if not endpoint.healthy:
         words.append("unhealthy")
     if endpoint.ejected_until:
-        words.append(f"ejected for {max(0.0, endpoint.ejected_until - now):.0f} s more")
+        left = f"ejected for {max(0.0, endpoint.ejected_until - now):.0f} s more"
+        words.append(f"{left}: {endpoint.ejected_for}" if endpoint.ejected_for else left)
     if endpoint.avail <= 0.0:
         words.append(_nothing_available(endpoint, now))
     if version.weight <= 0.0:
@@ -181,11 +182,18 @@ def _version(version: Version, now: float) -> dict[str, Any]:
         "breaker": {
             "state": breaker.state,
             "share": version.share,
+            "rule": breaker.spec.rule if breaker.spec.enabled else "off",
             "evidence": breaker.evidence,
+            "trips_at": breaker.limit,
+            "quality_evidence": breaker.quality_evidence,
+            "quality_trips_at": breaker.quality_limit,
+            "baseline": breaker.baseline,
+            "learnt": breaker.learnt,
             "why": breaker.why,
             "opens_for": max(0.0, breaker.until - now) if breaker.state == "open" else 0.0,
             "trips": breaker.trips,
         },
+        **version.counts._asdict(),
         "panic": version.panic,
         "heavy": version.heavy,
         "heavy_cap": version.heavy_cap,

@@ -152,6 +152,7 @@ class Reload:
         weights = {version.name: version.weight for version in old.versions}
         for version in service.versions:
             version.breaker.configure(spec.breaker)
+            version.breaker.judge_quality(spec.quality)
             for new in spec.versions:
                 # A weight that the file didn't change may have been changed by hand since.
                 if new.name == version.name and new.weight != weights.get(new.name):
@@ -169,6 +170,8 @@ class Reload:
         return pool
 
     def _versions(self, service: Service) -> None:
+        if service.departed:
+            service.fold()
         kept = {version.name: version for version in service.versions}
         service.versions = []
         for spec in service.spec.versions:
@@ -287,6 +290,7 @@ class Reload:
 
     def _remove_version(self, version: Version) -> None:
         version.removed = version.evict = True
+        version.service.departed.append(version)
         version.weight = 0.0
         for endpoint in list(version.endpoints.values()):
             self._remove_endpoint(endpoint)
