@@ -173,7 +173,7 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
         queue=spec.QueueSpec(200, 30.0, 0.25),
         session=spec.SessionSpec("x-session-id", None, 600.0, 1.5),
         sticky="tenant",
-        breaker=spec.BreakerSpec(0.1, 30.0),
+        breaker=spec.BreakerSpec(0.1, 30.0, rule="window", window=50, least=30, baseline=0.02),
         ejection=spec.EjectionSpec(3, 5.0, 60.0, 0.25),
         warm_up=spec.WarmUpSpec(30.0, 2.0, 0.2),
         retry=spec.RetrySpec(1, 0.1, 1.0, "always"),

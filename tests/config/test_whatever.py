@@ -45,6 +45,8 @@ GOOD = {
     "none or body": "none body",
     "probes, always or never": "probes never",
     "fast or heavy": "fast heavy",
+    "cusum or window": "cusum window",
+    "share or learn": "2% learn",
     "json or openai": "json openai",
     "session, tenant or a header name": "session tenant x-a",
     "status": "503 429",

@@ -11,6 +11,7 @@ from unjam.config.schema import Listen, Reporters
 from unjam.core import lanes
 from unjam.core.spec import (
     UNSIZED_SLOTS,
+    BreakerSpec,
     EndpointSpec,
     Maintenance,
     MatchSpec,
@@ -217,10 +218,13 @@ def format_percent(share: float) -> str:
 def _breaker(spec: ServiceSpec) -> str:
     if not spec.breaker.enabled:
         return "off"
-    return (
-        f"trips on evidence of more than {format_share(spec.breaker.error_rate)} errors; "
-        f"{format_duration(spec.breaker.open)} out, then back in steps"
-    )
+    return f"trips on {_rule(spec.breaker)}; {format_duration(spec.breaker.open)} out, then back in steps"
+
+
+def _rule(spec: BreakerSpec) -> str:
+    if spec.rule == "window":
+        return f"more than {format_share(spec.error_rate)} errors among the last {spec.window} calls"
+    return f"evidence of more than {format_share(spec.error_rate)} errors"
 
 
 def _fallback(spec: ServiceSpec) -> str:

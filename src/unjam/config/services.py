@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
+from unjam.config.breakers import Breaker
 from unjam.config.engines import ENGINES
 from unjam.config.quantities import BadValue
 from unjam.config.runs import ServiceRuns
@@ -51,7 +52,6 @@ from unjam.core.policies import POLICIES
 _LANES = spec.LanesSpec()
 _QUEUE = spec.QueueSpec()
 _SESSION = spec.SessionSpec()
-_BREAKER = spec.BreakerSpec()
 _EJECTION = spec.EjectionSpec()
 _WARM_UP = spec.WarmUpSpec()
 _RETRY = spec.RetrySpec()
@@ -165,20 +165,6 @@ class Session(Model):
     def _one_source(self) -> Session:
         if (self.header is None) == (self.cookie is None):
             raise BadValue("needs one source of the session key", "Give header: or cookie:, one of the two.")
-        return self
-
-
-class Breaker(Model):
-    """Takes a version out of traffic on evidence of errors."""
-
-    enabled: Switch = Field(_BREAKER.enabled, description="`breaker: off` is short for false.")
-    error_rate: PositiveShare = Field(_BREAKER.error_rate, description="Trips on evidence that more than this fails.")
-    open: PositiveDuration = Field(_BREAKER.open, description="Out of traffic for so long, then ramped back.")
-
-    @model_validator(mode="after")
-    def _below_one(self) -> Breaker:
-        if self.error_rate > 0.5:
-            raise BadValue("error_rate above 50% would not tell a broken version", "Give a share up to 50%.")
         return self
 
 

@@ -42,7 +42,7 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
         queue=spec.QueueSpec(service.queue.max, service.queue.timeout, service.queue.tenant_share),
         session=_session(service.session),
         sticky=service.sticky,
-        breaker=spec.BreakerSpec(service.breaker.error_rate, service.breaker.open, service.breaker.enabled),
+        breaker=service.breaker.to_spec(),
         ejection=spec.EjectionSpec(
             service.ejection.failures, service.ejection.base, service.ejection.max, service.ejection.panic
         ),
