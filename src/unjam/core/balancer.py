@@ -154,6 +154,8 @@ class Balancer:
             if endpoint.failures:
                 endpoint.failures = endpoint.connect_failures = 0
             lease.bucket.observe(seconds)
+            if service.times is not None:
+                service.times.note(version.name, lease.heavy, seconds)
             breaker = version.breaker
             if breaker.watching:
                 breaker.record(False, now, lease.started)

@@ -18,6 +18,7 @@ from unjam.core.split import Split
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
     from unjam.core.pool import Pool
+    from unjam.core.promotion import Times
     from unjam.core.quota import Region
     from unjam.core.spec import Maintenance, OverflowSpec, ServiceSpec
     from unjam.core.workers import Crew
@@ -170,6 +171,7 @@ class Service:
         "sole",
         "spec",
         "splits",
+        "times",
         "unsuccessful",
         "versions",
         "waiting",
@@ -187,6 +189,8 @@ class Service:
         self.chain: tuple[Service, ...] = ()
         self.maintenance: Maintenance | None = None
         self.shell: Any = None
+        #: Of the rollout under way.
+        self.times: Times | None = None
         self.estimator = Estimator(spec.lanes.up_to)
         self.retry = RetryBudget(spec.retry)
         self.sessions: Sessions | None = None

@@ -80,6 +80,17 @@ class QualitySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """`version` gets each of `steps` (shares 0 .. 1, rising) of the traffic for at least `hold` seconds and
+    `min_requests` of its own calls, as long as it is no worse than the others."""
+
+    version: str
+    steps: tuple[float, ...] = (0.01, 0.1, 0.5, 1.0)
+    hold: float = 1800.0
+    min_requests: int = 200
+
+
+@dataclass(frozen=True, slots=True)
 class EjectionSpec:
     """Passive health of one endpoint: `failures` in a row eject it for `base` seconds × the number of times, at most
     `max`. Below `panic` of the pool healthy, all of it is used."""
