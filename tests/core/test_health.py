@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from unjam.core.balancer import LoadReport
@@ -200,3 +202,104 @@ def test_short_of_memory_it_takes_nothing_new() -> None:
     assert "memory short: 49 MiB free" in made.snapshot(0.0)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"]
     made.report(short, LoadReport(memory_free=500 << 20), 1.0)
     assert lease(made.offer(request(made.services["s"]), 1.0)).endpoint is short
+
+
+def test_the_last_one_that_is_well_is_judged_by_the_breaker_and_not_ejected() -> None:
+    made = balancer(service(fleet=endpoints(1), fallback=(Maintenance("Soon."),)))
+    s = made.services["s"]
+    (only,) = fleet(made)
+    for i in range(4):
+        fail(made, only, float(i))
+    made.finish(lease(made.offer(request(s), 4.0)), OK, 4.0)
+    fail(made, only, 5.0)
+    assert not only.ejected_until
+    assert s.versions[0].breaker.state == "open"
+    assert refusal(made.offer(request(s), 6.0)).reason is Reason.MAINTENANCE
+    # It comes back by steps and not all at once.
+    made.tick(66.0)
+    assert s.versions[0].breaker.state == "ramping"
+
+
+def test_of_two_that_fail_the_first_is_ejected_and_the_other_is_the_versions() -> None:
+    made = balancer(service(fleet=endpoints(2), breaker=BreakerSpec(error_rate=0.4)))
+    a, b = fleet(made)
+    for _ in range(5):
+        made.finish(only_on(made, b, 0.0), OK, 0.0)
+        fail(made, a, 0.0)
+    assert a.ejected_until
+    for _ in range(9):
+        fail(made, b, 1.0)
+        if made.services["s"].versions[0].breaker.state == "open":
+            break
+    assert not b.ejected_until
+    assert made.services["s"].versions[0].breaker.state == "open"
+
+
+def test_without_a_breaker_the_last_one_is_ejected_like_any_other() -> None:
+    made = balancer(service(fleet=endpoints(1), breaker=QUIET, fallback=(Maintenance("Soon."),)))
+    for _ in range(5):
+        fail(made, fleet(made)[0], 0.0)
+    assert fleet(made)[0].ejected_until
+
+
+def only_on(made, endpoint, now: float):  # type: ignore[no-untyped-def]
+    asked = request(made.services["s"])
+    asked.tried = tuple(e for e in fleet(made) if e is not endpoint)
+    return lease(made.offer(asked, now))
+
+
+def test_one_bad_endpoint_of_several_is_ejected_and_its_version_stays() -> None:
+    """It fails every other call: never five in a row."""
+    made = balancer(service(fleet=endpoints(3)))
+    version = made.services["s"].versions[0]
+    bad, *others = fleet(made)
+    rng = random.Random(3)
+    for i in range(200):
+        now = float(i)
+        for endpoint in others:
+            made.finish(only_on(made, endpoint, now), OK, now)
+        taken = only_on(made, bad, now)
+        made.finish(taken, OK if rng.random() < 0.5 else Outcome.SERVER_ERROR, now)
+        if bad.ejected_until:
+            break
+        assert version.breaker.state == "closed"
+    assert bad.ejected_until
+    assert (version.breaker.state, version.breaker.evidence) == ("closed", 0.0)
+    words = made.snapshot(now)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"]
+    assert any("failures were its own" in word for word in words)
+
+
+def test_one_endpoint_that_crashes_under_load_takes_only_itself_away() -> None:
+    made = balancer(service(fleet=endpoints(3)))
+    version = made.services["s"].versions[0]
+    crashed, *others = fleet(made)
+    for endpoint in others:
+        made.finish(only_on(made, endpoint, 0.0), OK, 0.0)
+    running = [only_on(made, crashed, 1.0) for _ in range(50)]
+    for each in running:
+        made.finish(each, Outcome.TRUNCATED, 2.0)
+    assert crashed.ejected_until
+    assert version.breaker.state == "closed"
+    # What the others do afterwards counts for the version as ever.
+    fail(made, others[0], 3.0)
+    assert version.breaker.evidence > 0.0
+
+
+def test_a_version_that_is_bad_everywhere_trips_as_a_whole() -> None:
+    rng = random.Random(3)
+    calls, ejected = [], 0
+    for _ in range(50):
+        made = balancer(service(fleet=endpoints(3)))
+        version = made.services["s"].versions[0]
+        for i in range(1, 2000):
+            now = float(i)
+            taken = lease(made.offer(request(made.services["s"]), now))
+            made.finish(taken, Outcome.SERVER_ERROR if rng.random() < 0.2 else OK, now)
+            if version.breaker.state == "open":
+                break
+        assert version.breaker.state == "open"
+        calls.append(i)
+        ejected += sum(bool(endpoint.ejections) for endpoint in fleet(made))
+    # 29 by the breaker alone; now and then one endpoint looks like the cause at first.
+    assert sum(calls) / len(calls) < 40
+    assert ejected < 25

@@ -166,3 +166,19 @@ def test_chains_go_through_each_other_and_end_in_ones_own_message() -> None:
 def test_names_must_agree() -> None:
     with pytest.raises(ValueError, match="named 'x'"):
         balancer().apply(Topology({"y": service("x")}), 0.0)
+
+
+def test_what_removed_versions_did_stays_counted_once() -> None:
+    made = balancer(service(versions=(VersionSpec("a", endpoints(1)),)))
+    s = made.services["s"]
+    for _ in range(3):
+        made.finish(lease(made.offer(request(s), 0.0)), OK, 0.0)
+    running = lease(made.offer(request(s), 0.0))
+    for now, name in ((1.0, "b"), (2.0, "c"), (3.0, "d")):
+        made.apply(topology(service(versions=(VersionSpec(name, endpoints(1)),))), now)
+        made.finish(lease(made.offer(request(s), now)), OK, now)
+    made.finish(running, OK, 4.0)
+    assert s.ended[OK] == 7
+    made.apply(topology(service(versions=(VersionSpec("e", endpoints(1)),))), 5.0)
+    assert s.ended[OK] == 7
+    assert not s.departed

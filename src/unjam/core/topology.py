@@ -170,8 +170,6 @@ class Reload:
         return pool
 
     def _versions(self, service: Service) -> None:
-        if service.departed:
-            service.fold()
         kept = {version.name: version for version in service.versions}
         service.versions = []
         for spec in service.spec.versions:
@@ -184,6 +182,8 @@ class Reload:
             self._endpoints(version, spec, fresh)
         for version in kept.values():
             self._remove_version(version)
+        if service.departed:
+            service.fold()
         for version in service.versions:
             set_caps(version)
             self.health.settle_all(version, self.now)
