@@ -31,6 +31,23 @@ def test_ids_spread_over_all_partitions_and_do_not_repeat() -> None:
     assert {model.partition_of(run) for run in made} == set(range(model.PARTITIONS))
 
 
+@given(
+    st.integers(0, model.PARTITIONS - 1),
+    st.integers(0, (1 << 80) - 1) | st.integers(0, 79).map(lambda bit: 1 << bit),
+    st.integers(0, (1 << 45) - 1) | st.integers(0, 44).map(lambda bit: 1 << bit),
+)
+def test_an_id_is_its_time_and_random_bits_in_base_32(partition: int, bits: int, ms: int) -> None:
+    def digits(value: int, count: int) -> str:
+        alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
+        return "".join(alphabet[value // 32**place % 32] for place in range(count - 1, -1, -1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.secrets, "randbits", {80: bits}.__getitem__)
+        # In the middle of the millisecond: what it is must not depend on how its fraction rounds.
+        made = model.new_id((ms + 0.5) / 1000, partition)
+    assert made == f"run_{partition:02x}{digits(ms, 9)}{digits(bits, 16)}"
+
+
 @given(st.text())
 def test_what_is_no_id_is_told_apart(text: str) -> None:
     with pytest.raises(ValueError, match="not a run id"):

@@ -18,6 +18,7 @@ from unjam.runs.machine import ATTEMPTS_EXHAUSTED, QUEUED, WORKER_LOST, Status
 #: Runs are spread over so many partitions; a run's is in its id, so that all keys of a run can share a hash tag.
 PARTITIONS: Final = 128
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS: Final = [high + low for high in _ALPHABET for low in _ALPHABET]
 _ID: Final = re.compile(f"run_[0-7][0-9a-f][{_ALPHABET}]{{25}}")
 
 
@@ -25,7 +26,7 @@ def new_id(now: float, partition: int | None = None) -> str:
     """`run_PPtttttttttrrrrrrrrrrrrrrrr`: two hexadecimal digits of partition, nine of time (milliseconds, base 32) and
     80 random bits, so that ids of one partition sort by age and can't be guessed."""
     part = secrets.randbelow(PARTITIONS) if partition is None else partition
-    return f"run_{part:02x}{_base32(int(now * 1000), 9)}{_base32(secrets.randbits(80), 16)}"
+    return f"run_{part:02x}{_time(int(now * 1000))}{_random(secrets.randbits(80))}"
 
 
 def partition_of(run: str) -> int:
@@ -41,8 +42,28 @@ def age(run: str) -> str:
     return run[6:]
 
 
-def _base32(value: int, digits: int) -> str:
-    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (digits - 1), -1, -5))
+# Every run that is made gets one: so two digits at once, and no loop.
+def _time(ms: int) -> str:
+    """Nine digits of base 32."""
+    two = _PAIRS
+    return (
+        _ALPHABET[ms >> 40 & 31] + two[ms >> 30 & 1023] + two[ms >> 20 & 1023] + two[ms >> 10 & 1023] + two[ms & 1023]
+    )
+
+
+def _random(bits: int) -> str:
+    """Sixteen digits of base 32."""
+    two = _PAIRS
+    return (
+        two[bits >> 70 & 1023]
+        + two[bits >> 60 & 1023]
+        + two[bits >> 50 & 1023]
+        + two[bits >> 40 & 1023]
+        + two[bits >> 30 & 1023]
+        + two[bits >> 20 & 1023]
+        + two[bits >> 10 & 1023]
+        + two[bits & 1023]
+    )
 
 
 class Run(msgspec.Struct, kw_only=True):
