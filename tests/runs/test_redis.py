@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from unjam.runs.store import make
 from unjam.runs.store.base import StoreAway, StoreError, UnknownRun
 from unjam.runs.store.redis import RedisStore
 from unjam.runs.store.redis_url import parse
@@ -379,3 +381,30 @@ async def test_a_cluster_whose_partitions_move(tmp_path: Path) -> None:
 def test_urls_that_are_none(url: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         RedisStore(url)
+
+
+@in_loop
+async def test_a_socket_of_this_machine() -> None:
+    with tempfile.TemporaryDirectory(prefix="r") as place:  # a socket's path must be short
+        path = Path(place) / "redis.sock"
+        server = Server(Path(place), "appendonly yes", f"unixsocket {path}").start()
+        told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        store = make(f"unix://{path}?prefix=socket:&db=3")
+        store.on_growth = lambda run, following: told.put_nowait((run, following))
+        try:
+            await store.open()
+            run, _ = await store.create(new_run())
+            store.watch(run.id)
+            claim = await store.claim([run.service], "w", pull=True)
+            assert claim is not None
+            assert claim.run.id == run.id
+            while await asyncio.wait_for(told.get(), 5) != (run.id, 2):
+                pass
+            await store.finish(run.id, claim.run.fence, "completed", result=b"1")
+            assert await store.result(run.id) == b"1"
+            server.kill()
+            server.start()
+            assert (await store.get(run.id)).status == "completed"
+        finally:
+            await store.close()
+            server.kill()

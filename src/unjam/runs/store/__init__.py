@@ -23,7 +23,7 @@ def make(url: str, on_warning: Callable[[str], None] = lambda why: None, lease: 
         from unjam.runs.store.sqlite import SqliteStore
 
         return SqliteStore(rest, lease=lease)
-    if scheme.startswith("redis"):
+    if scheme == "unix" or scheme.startswith("redis"):
         from unjam.runs.store.redis import RedisStore
 
         return RedisStore(url, on_warning=on_warning)
