@@ -87,6 +87,23 @@ async def test_every_kind_of_growth_is_told(h: Harness) -> None:
     await told.until(lambda: told.growth.get(late.id) == 2)
 
 
+async def test_an_input_is_told_to_who_watches_the_run(h: Harness) -> None:
+    told = Told(h)
+    claim, queued, silent = await h.taken(), await h.create(), await h.create()
+    h.store.watch(claim.run.id)
+    h.store.watch(queued.id)
+    for number in (1, 2):
+        told.growth.clear()
+        assert await h.store.send(claim.run.id, b"in") == number
+        await told.until(lambda: told.growth.get(claim.run.id) == 2)
+    await h.store.send(silent.id, b"in")
+    await h.store.send(queued.id, b"in")
+    await told.until(lambda: told.growth.get(queued.id) == 1)
+    assert silent.id not in told.growth
+    assert [event.seq for event in await h.log(claim.run.id)] == [0, 1]
+    assert not told.strangers
+
+
 async def test_an_unwatched_run_says_nothing(h: Harness) -> None:
     told = Told(h)
     silent, watched = await h.taken(), await h.taken()

@@ -170,8 +170,8 @@ class CountedStore:
     async def send(self, run: str, data: bytes) -> int:
         return await self._ask(lambda: self._store.send(run, data))
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
-        return await self._ask(lambda: self._store.inputs(run, after))
+    async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
+        return await self._ask(lambda: self._store.inputs(run, after, limit, size))
 
     async def get(self, run: str) -> Run:
         return await self._ask(lambda: self._store.get(run))

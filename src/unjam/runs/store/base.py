@@ -101,7 +101,8 @@ def check_size(*payloads: bytes | None) -> None:
             raise TooLarge(f"{len(payload)} bytes in one payload; at most {LARGEST}")
 
 
-#: (run id, seq of the next event): the log has grown to that. Only a hint: it may be lost, late or doubled.
+#: (run id, seq of the next event): the log has grown to that, or an input was sent. Only a hint: it may be lost, late
+#: or doubled.
 OnGrowth = Callable[[str, int], None]
 #: (service): a run of the service may be claimable. Only a hint.
 OnReady = Callable[[str], None]
@@ -191,10 +192,12 @@ class Store(Protocol):
         the first call only. Ended: unchanged."""
 
     async def send(self, run: str, data: bytes) -> int:
-        """Give a running or queued run an input; its number, from 1. Raises Fenced when it has ended."""
+        """Give a running or queued run an input; its number, from 1. Who watches the run gets `on_growth`, so that its
+        owner looks for it at once. Raises Fenced when it has ended."""
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
-        """The inputs sent to it with numbers above `after`."""
+    async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
+        """The inputs sent to it with numbers above `after`, in order: at most `limit`, and no more once they have
+        `size` bytes (but one at least)."""
 
     async def get(self, run: str) -> Run: ...
 

@@ -255,12 +255,20 @@ class MemoryStore(Book):
         self._make_room(len(data) + EVENT)
         held.inputs.append(data)
         self._grow(held, len(data) + EVENT)
+        if run in self._watched:
+            self.on_growth(run, held.run.seq)
         return len(held.inputs)
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
+    async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
         held = self._get(run)
         begin = max(after, 0)
-        return list(enumerate(held.inputs[begin:], start=begin + 1))
+        found: list[tuple[int, bytes]] = []
+        for number, data in enumerate(held.inputs[begin : begin + max(limit, 1)], start=begin + 1):
+            found.append((number, data))
+            size -= len(data)
+            if size <= 0:
+                break
+        return found
 
     async def get(self, run: str) -> Run:
         return copy.copy(self._get(run).run)

@@ -224,9 +224,9 @@ class RedisStore(Scripts):
         reply = checked(await self._script("send", run, secrets.token_bytes(16), data, bulk=len(data) > BULK), run)
         return int(reply[1])
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
+    async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
         begin = max(after, 0)
-        reply = checked(await self._script("inputs", run, begin, durable=False, bulk=True), run)
+        reply = checked(await self._script("inputs", run, begin, max(limit, 1), size, durable=False, bulk=True), run)
         return [(number, sent[16:]) for number, sent in enumerate(reply[1], start=begin + 1)]
 
     async def get(self, run: str) -> Run:

@@ -191,8 +191,8 @@ class SqliteStore:
 
     # -- from it ------------------------------------------------------------------------------------------------------
 
-    async def inputs(self, run: str, after: int) -> list[tuple[int, bytes]]:
-        return await self._read(reader.inputs, run, after)
+    async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
+        return await self._read(reader.inputs, run, after, limit, size)
 
     async def get(self, run: str) -> Run:
         return await self._read(reader.get, run)

@@ -236,6 +236,8 @@ class Ledger(State):
         live.sent += 1
         self._rows.sent.flat += (live.no << SEQ_BITS | live.sent, data)
         self._rows.advance(live)
+        if run in self._watched:
+            self.growth[run] = live.run.seq
         return live.sent
 
     def depth(self) -> dict[str, tuple[int, int]]:

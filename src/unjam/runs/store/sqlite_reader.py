@@ -22,7 +22,7 @@ _RESULT: Final = "SELECT runs.no, results.data FROM runs LEFT JOIN results USING
 _SENT: Final = (
     "SELECT runs.no, sent.id, sent.data FROM runs"
     f" LEFT JOIN sent ON sent.id > (runs.no << {SEQ_BITS}) + ? AND sent.id <= (runs.no << {SEQ_BITS}) + {_LAST}"
-    " WHERE runs.id = ? ORDER BY sent.id"
+    " WHERE runs.id = ? ORDER BY sent.id LIMIT ?"
 )
 
 
@@ -59,11 +59,22 @@ def read(connection: sqlite3.Connection, run: str, after: int, limit: int, size:
     return Batch(events, reached, status in TERMINAL and reached == following)
 
 
-def inputs(connection: sqlite3.Connection, run: str, after: int) -> list[tuple[int, bytes]]:
-    rows = connection.execute(_SENT, (min(max(after, 0), _LAST), run)).fetchall()
-    if not rows:
+def inputs(connection: sqlite3.Connection, run: str, after: int, limit: int, size: int) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    known = False
+    cursor = connection.execute(_SENT, (min(max(after, 0), _LAST), run, max(limit, 1)))
+    for no, at, data in cursor:
+        known = True
+        if at is None:
+            break
+        found.append((at - (no << SEQ_BITS), data))
+        size -= len(data)
+        if size <= 0:
+            break
+    cursor.close()
+    if not known:
         raise UnknownRun(f"no run {run}")
-    return [(at - (no << SEQ_BITS), data) for no, at, data in rows if at is not None]
+    return found
 
 
 def listed(

@@ -1,5 +1,6 @@
 -- KEYS[1]: the run. ARGV: now, again, id, token (16 bytes), data. An input is kept behind the token of its sending.
-local status = call('HGET', KEYS[1], 'status')
+local v = call('HMGET', KEYS[1], 'status', 'seq')
+local status = v[1]
 if not status then return {'unknown'} end
 local list = home(ARGV[3]) .. 'inputs:' .. ARGV[3]
 if AGAIN then
@@ -9,4 +10,6 @@ if AGAIN then
   end
 end
 if ended(status) then return {'fenced', status, call('HGET', KEYS[1], 'fence')} end
-return {'ok', call('RPUSH', list, ARGV[4] .. ARGV[5])}
+local number = call('RPUSH', list, ARGV[4] .. ARGV[5])
+tell({home = home(ARGV[3]), id = ARGV[3], seq = v[2]})
+return {'ok', number}
