@@ -53,6 +53,7 @@ peers:  ## HAProxy, nginx, Envoy, sglang-router, LiteLLM, arq, taskiq, each in i
 bench: setup peers
 	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.decision_cost
+	$(BIN)/python -m benchmarks.breaker
 	$(BIN)/python -m benchmarks.proxy_cost
 	$(BIN)/python -m benchmarks.heavy_tail
 	$(BIN)/python -m benchmarks.held_streams
@@ -65,6 +66,7 @@ bench: setup peers
 bench-quick: setup peers
 	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.decision_cost --quick
+	$(BIN)/python -m benchmarks.breaker --quick
 	$(BIN)/python -m benchmarks.proxy_cost --quick
 	$(BIN)/python -m benchmarks.heavy_tail --quick
 	$(BIN)/python -m benchmarks.held_streams --quick

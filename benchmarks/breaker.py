@@ -209,8 +209,15 @@ class Gateway:
         """JSON of an answer. Raises RuntimeError unless it is a good one."""
         connection = self.connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=10))
         text = None if body is None else json.dumps(body)
-        connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
-        answer = connection.getresponse()
+        fields = {"Content-Type": "application/json"} if text else {}
+        try:
+            connection.request(method, path, text, fields)
+            answer = connection.getresponse()
+        except (ConnectionError, http.client.BadStatusLine):
+            # Closed meanwhile, for having been idle.
+            connection.close()
+            connection.request(method, path, text, fields)
+            answer = connection.getresponse()
         data = answer.read()
         if answer.status >= 300:
             raise RuntimeError(f"{method} {path}: {answer.status} {data[:200]!r}")

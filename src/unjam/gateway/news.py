@@ -29,6 +29,7 @@ class News:
                 service=endpoint.pool.version.service.name,
                 failures=endpoint.failures,
                 seconds=round(seconds, 1),
+                why=endpoint.ejected_for or "failures in a row",
             )
         states: dict[Version, str] = {}
         panics: set[Version] = set()
