@@ -1,8 +1,9 @@
 """What the owner of a claimed run writes to the store: events, signs of life, the end. In order, one call at a time.
 
 Nobody waits for it: what is to be written is handed over, and a task exists only while something is. While the store is
-away the same call is made again until it is answered, which every store takes for one call. When the run has another
-owner, or ended otherwise, `Owner.on_fenced` is told once and nothing more is written.
+away the same call is made again until it is answered, which every store takes for one call; between two tries it gets a
+sign of life when one is due, as a store may take that and have no room for more. When the run has another owner, or
+ended otherwise, `Owner.on_fenced` is told once and nothing more is written.
 """
 
 from __future__ import annotations
@@ -158,13 +159,15 @@ class Journal:
 
     async def _persist(self, call: Callable[[], Awaitable[None]]) -> None:
         """Make a call until it is answered."""
-        wait = AGAIN
+        wait, longest = AGAIN, min(AGAIN_MOST, self.lease / 6)
         while not self.closed:
             try:
                 await call()
             except StoreAway:
                 await asyncio.sleep(wait)
-                wait = min(2 * wait, AGAIN_MOST)
+                wait = min(2 * wait, longest)
+                if call != self._beat:
+                    await self._live_on()
                 continue
             except (Fenced, UnknownRun):
                 self._lose()
@@ -175,6 +178,17 @@ class Journal:
                 self._lose()  # a fault, or the gateway is stopping: the lease will run out
                 raise
             return
+
+    async def _live_on(self) -> None:
+        """What was to be written could not be, and is tried again: meanwhile the lease must not run out."""
+        given_up = self._end is not None and self._end[0] == GIVE_UP
+        if given_up or self.closed or not (self._beating or monotonic() >= self.beat_at):
+            return
+        self._beating = False
+        try:
+            await self._beat()
+        except (StoreAway, Fenced, UnknownRun):
+            pass  # the next try finds out; it may be what has ended the run, and only the answer was lost
 
     def _lose(self) -> None:
         if not self.closed:
