@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.gateway.harness import Agent, Call, in_loop
+from tests.gateway.harness import Agent, Call, in_loop, until, until_gone
 from tests.gateway.pushing import Faulty, one, pushing
 from unjam.runs.machine import RUNNING
 
@@ -31,3 +31,54 @@ async def test_a_store_without_room_for_events_still_gets_signs_of_life() -> Non
         ended = await pushed.ended(run)
         assert (ended.status, ended.attempt) == ("completed", 1)
         assert await pushed.types(run) == ["run.created", "run.attempt", "message", "run.completed"]
+
+
+def several(**services: tuple[Agent, int]) -> str:
+    """A configuration of services, each with an agent that has so many slots."""
+    lines = [
+        f"  {name}:\n    match: {{path: /{name}}}\n"
+        f'    versions: {{v1: {{endpoints: [{{url: "{agent.url}", slots: {slots}}}]}}}}'
+        for name, (agent, slots) in services.items()
+    ]
+    return "services:\n" + "\n".join(lines) + "\n"
+
+
+async def answers(call: Call) -> None:
+    await call.answer(b"done")
+
+
+@in_loop
+async def test_a_slow_service_leaves_places_to_the_others() -> None:
+    """However many of its runs came first."""
+    slow, quick = await Agent(until_gone).start(), await Agent(answers).start()
+    config = several(slow=(slow, 100), quick=(quick, 8))
+    async with pushing(slow, quick, config=config, services=("slow", "quick"), most=8) as pushed:
+        for _ in range(20):
+            await pushed.submit({}, service="slow")
+        await until(lambda: pushed.dispatcher.active == 4)
+        for _ in range(10):
+            assert (await pushed.ended(await pushed.submit({}, service="quick"))).status == "completed"
+        assert pushed.dispatcher.active == 4
+
+
+@in_loop
+async def test_one_service_alone_has_all_places() -> None:
+    slow = await Agent(until_gone).start()
+    async with pushing(slow, config=one(slow, slots=100), most=8) as pushed:
+        for _ in range(20):
+            await pushed.submit({})
+        await until(lambda: pushed.dispatcher.active == 8)
+
+
+@in_loop
+async def test_services_with_room_in_different_lanes_are_asked_for_in_turn() -> None:
+    """One whose fast lane is crowded is another group of claims than one that has room in both."""
+    slow, quick = await Agent(until_gone).start(), await Agent(answers).start()
+    config = several(slow=(slow, 1), quick=(quick, 8))
+    async with pushing(slow, quick, config=config, services=("slow", "quick"), most=64) as pushed:
+        for _ in range(30):
+            await pushed.submit({}, service="slow")
+            await pushed.submit({}, service="slow", lane="heavy")
+        runs = [await pushed.submit({}, service="quick") for _ in range(20)]
+        for run in runs:
+            assert (await pushed.ended(run)).status == "completed"

@@ -4,6 +4,10 @@ It claims only what has a chance to be served: of a service that has an endpoint
 its runs wait in the balancer's queue already. There they stand in line like anybody's requests, so that a slot that
 becomes free is the wake-up; all others wait in the store, for any gateway. It asks the store when a run has come, when
 a slot was had and when a push has ended, and every `REGULAR` seconds because hints may be lost; never in a loop.
+
+The places at this gateway (`PushOptions.most`) are shared: where several services take runs, each may hold as many as
+are free. So one that is slow leaves half of them to the others, whoever came first; n busy ones have the same share and
+leave one for the next.
 """
 
 from __future__ import annotations
@@ -55,16 +59,17 @@ class PushOptions:
 
 class _Queue:
     """What is known of one service's runs. `hints`: how often it was said that there is one; `empty_at`: by lane, that
-    number when the store had none. `ahead`: by lane, those that wait for a slot. `until`: left alone before that, and
+    number when the store had none. `ahead`: by lane, those that wait for a slot. `held`: those that are here. `until`: left alone before that, and
     one at a time after, as long as `backoff` isn't 0."""
 
-    __slots__ = ("ahead", "backoff", "empty_at", "hints", "path", "until")
+    __slots__ = ("ahead", "backoff", "empty_at", "held", "hints", "path", "until")
 
     def __init__(self, path: str | None) -> None:
         self.path = path
         self.hints = 1
         self.empty_at = dict.fromkeys(LANES, 0)
         self.ahead = dict.fromkeys(LANES, 0)
+        self.held = 0
         self.backoff = 0.0
         self.until = 0.0
 
@@ -85,7 +90,7 @@ class Dispatcher:
         self._queues: dict[str, _Queue] = {}
         self._active: dict[str, Push] = {}
         self._claiming = 0
-        self._heavy_first = False
+        self._turn = 0
         self._stopping = True
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -107,7 +112,8 @@ class Dispatcher:
         for name, path in services.items():
             queue = self._queues.get(name)
             if queue is None:
-                self._queues[name] = _Queue(path)
+                queue = self._queues[name] = _Queue(path)
+                queue.held = sum(push.run.service == name for push in self._active.values())
             else:
                 queue.path = path
                 queue.until = queue.backoff = 0.0  # it may have endpoints now
@@ -187,16 +193,18 @@ class Dispatcher:
             self.spawn(self._claim())
 
     def _candidates(self, more: int) -> tuple[list[str], tuple[str, ...]] | None:
-        """Services to claim for, and lanes that all of them have room in; None: nothing can be claimed now. `more`:
+        """Services to claim for, and lanes that all of them have room in, in the order to ask for; None: nothing can be claimed now. `more`:
         claims beside those under way."""
         now = monotonic()
-        if len(self._active) + self._claiming + more > self.options.most or now < self._away_until:
+        free = self.options.most - len(self._active) - self._claiming - more
+        if free < 0 or now < self._away_until:
             return None
+        alone = len(self._queues) == 1
         by_lanes: dict[tuple[str, ...], list[str]] = {}
         blocked = False
         for name, queue in self._queues.items():
             lanes = queue.lanes()
-            if not lanes:
+            if not lanes or not (alone or queue.held == 0 or queue.held <= free):
                 continue
             service = self.gateway.balancer.services.get(name)
             if service is None or now < queue.until or not _takes(service):
@@ -205,26 +213,31 @@ class Dispatcher:
                 by_lanes.setdefault(lanes, []).append(name)
         if blocked:
             self._look(now + BLOCKED)
-        for lanes, services in by_lanes.items():
-            return services, lanes
-        return None
+        if not by_lanes:
+            return None
+        # Each in its turn.
+        groups = list(by_lanes.items())
+        turn, group = divmod(self._turn, len(groups))
+        lanes, services = groups[group]
+        first = turn // 2 % len(services)
+        return services[first:] + services[:first], lanes[::-1] if turn % 2 else lanes
 
     async def _claim(self) -> None:
         """Claim until there is nothing to claim, or no room."""
         try:
             while not self._stopping and (candidates := self._candidates(0)) is not None:
                 services, lanes = candidates
+                self._turn += 1
                 queues = [self._queues[name] for name in services]
                 seen = [queue.hints for queue in queues]
                 for queue in queues:
                     if queue.backoff:  # one run finds out whether it is any better; the others wait for it
                         queue.until = monotonic() + queue.backoff
-                self._heavy_first = not self._heavy_first
                 claim = await self._store.claim(
                     services,
                     self._worker,
                     pull=False,
-                    lanes=lanes[::-1] if self._heavy_first else lanes,
+                    lanes=lanes,
                     lease=self.options.lease,
                 )
                 if claim is not None:
@@ -261,6 +274,7 @@ class Dispatcher:
         push = Push(self, service, envelope, run, now)
         push.journal = Journal(self._store, claim, push, self.spawn, self.options.lease)
         self._active[run.id] = push
+        queue.held += 1
         push.look(push.journal.beat_at)
         push.look(push.expires)
         try:
@@ -314,6 +328,9 @@ class Dispatcher:
         if self._active.get(push.run.id) is not push:
             return
         del self._active[push.run.id]
+        queue = self._queues.get(push.run.service)
+        if queue is not None:
+            queue.held = max(0, queue.held - 1)
         if settled is None:
             self.fenced += 1
         elif settled.run.status == "queued":
