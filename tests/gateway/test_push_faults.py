@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from tests.gateway.harness import Agent, Call, in_loop, until, until_gone
-from tests.gateway.pushing import Faulty, one, pushing
+from tests.gateway.pushing import Faulty, error_of, one, pushing
 from unjam.runs.machine import RUNNING
 
 
@@ -82,3 +83,55 @@ async def test_services_with_room_in_different_lanes_are_asked_for_in_turn() -> 
         runs = [await pushed.submit({}, service="quick") for _ in range(20)]
         for run in runs:
             assert (await pushed.ended(run)).status == "completed"
+
+
+class Slow(Faulty):
+    """Holds claims until they are let go; releasing takes a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def claim(self, *args: Any, **options: Any) -> Any:
+        self.asked.set()
+        await self.go.wait()
+        return await super().claim(*args, **options)
+
+    async def release(self, *args: Any, **options: Any) -> Any:
+        self._call("release")
+        await asyncio.sleep(0.05)
+        return await super().release(*args, **options)
+
+
+@in_loop
+async def test_a_claim_that_is_answered_during_a_drain_leaves_no_lease() -> None:
+    agent = await Agent(until_gone).start()
+    store = Slow()
+    store.away = {"release"}  # nor when the store is away at first
+    async with pushing(agent, config=one(agent), store=store) as pushed:
+        run = await pushed.submit({})
+        await store.asked.wait()
+        draining = asyncio.create_task(pushed.dispatcher.drain(5.0))
+        await asyncio.sleep(0)
+        store.go.set()
+        await until(lambda: store.refused["release"] > 0)
+        store.away = set()
+        await draining
+        await pushed.dispatcher.close()
+        found = await store.get(run.id)
+        assert (found.status, found.attempt) == ("queued", 0)
+        assert pushed.dispatcher.handed_back == 1
+
+
+@in_loop
+async def test_an_input_that_can_not_be_sent_is_refused_although_the_store_is_away_at_first() -> None:
+    agent = await Agent(until_gone).start()
+    store = Faulty()
+    async with pushing(agent, config=one(agent), store=store) as pushed:
+        store.away = {"finish"}
+        run = await pushed.submit(b'{"unjam.request":1,"method":"POST","path":"nowhere","headers":[]}')
+        await until(lambda: store.refused["finish"] > 0)
+        store.away = set()
+        ended = await pushed.ended(run)
+        assert error_of(ended)["code"] == "bad_input"

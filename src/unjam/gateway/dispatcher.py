@@ -13,7 +13,7 @@ leave one for the next.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -80,6 +80,26 @@ class _Queue:
         return tuple(lane for lane in LANES if self.empty_at[lane] != self.hints and self.ahead[lane] < AHEAD)
 
 
+class _Unbegun:
+    """A run that was claimed and isn't to be pushed: what becomes of it is only to be written."""
+
+    def __init__(self, dispatcher: Dispatcher, journal: Callable[[_Unbegun], Journal]) -> None:
+        self._dispatcher = dispatcher
+        self.journal = journal(self)
+
+    def on_cancel(self) -> None:
+        """Its end is on the way already."""
+
+    def on_room(self) -> None:
+        """There are no events."""
+
+    def on_fenced(self) -> None:
+        self._dispatcher.parted(self, None)
+
+    def on_settled(self, settled: Settled | None) -> None:
+        self._dispatcher.parted(self, settled)
+
+
 class Dispatcher:
     """`worker`: names this gateway in the store. Whoever owns the store lets `ready` hear of `on_ready`."""
 
@@ -89,6 +109,7 @@ class Dispatcher:
         self._worker = worker
         self._queues: dict[str, _Queue] = {}
         self._active: dict[str, Push] = {}
+        self._unbegun: set[_Unbegun] = set()
         self._claiming = 0
         self._turn = 0
         self._stopping = True
@@ -161,6 +182,8 @@ class Dispatcher:
         self._stopping = True
         for push in list(self._active.values()):
             push.abort()
+        for unbegun in self._unbegun:
+            unbegun.journal.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -175,7 +198,7 @@ class Dispatcher:
 
     async def _empty(self, seconds: float) -> bool:
         self._idle.clear()
-        if not self._active and not self._claiming:
+        if self._nothing_left:
             return True
         try:
             async with asyncio.timeout(seconds):
@@ -264,12 +287,12 @@ class Dispatcher:
         service = self.gateway.balancer.services.get(run.service)
         now = monotonic()
         if service is None or queue is None or self._stopping:  # a reload, or the end, came between
-            self.spawn(self._return(claim))
+            self._unbegin(claim).release()
             return
         try:
             envelope = unwrap(claim.input, _path(service, queue.path))
         except ValueError as error:
-            self.spawn(self._refuse(claim, str(error)))
+            self._unbegin(claim).finish("failed", error=error_body("bad_input", str(error)))
             return
         push = Push(self, service, envelope, run, now)
         push.journal = Journal(self._store, claim, push, self.spawn, self.options.lease)
@@ -282,13 +305,17 @@ class Dispatcher:
         except Exception:  # noqa: BLE001 - a fault with one run must not end the claiming of others
             self.gateway.fault(push)  # type: ignore[arg-type]
 
-    async def _return(self, claim: Claim) -> None:
-        await self._store.release(claim.run.id, claim.run.fence)
-        self.handed_back += 1
+    def _unbegin(self, claim: Claim) -> Journal:
+        """What is written of it is written until it is; `drain` waits for that."""
+        unbegun = _Unbegun(self, lambda owner: Journal(self._store, claim, owner, self.spawn, self.options.lease))
+        self._unbegun.add(unbegun)
+        return unbegun.journal
 
-    async def _refuse(self, claim: Claim, why: str) -> None:
-        await self._store.finish(claim.run.id, claim.run.fence, "failed", error=error_body("bad_input", why))
-        self.settled += 1
+    def parted(self, unbegun: _Unbegun, settled: Settled | None) -> None:
+        """All is written, or the run is another's."""
+        self._unbegun.discard(unbegun)
+        self._count(settled)
+        self._told_idle()
 
     # -- what pushes tell -------------------------------------------------------------------------------------------
 
@@ -331,18 +358,25 @@ class Dispatcher:
         queue = self._queues.get(push.run.service)
         if queue is not None:
             queue.held = max(0, queue.held - 1)
+        self._count(settled)
+        self._wake()
+        self._told_idle()
+
+    def _count(self, settled: Settled | None) -> None:
         if settled is None:
             self.fenced += 1
         elif settled.run.status == "queued":
             self.handed_back += 1
         else:
             self.settled += 1
-        self._wake()
-        self._told_idle()
 
     def _told_idle(self) -> None:
-        if not self._active and not self._claiming:
+        if self._nothing_left:
             self._idle.set()
+
+    @property
+    def _nothing_left(self) -> bool:
+        return not self._active and not self._unbegun and not self._claiming
 
     # -- time -------------------------------------------------------------------------------------------------------
 
