@@ -101,3 +101,35 @@ def test_nobody_waits_at_a_gateway_that_stops_nor_longer_than_asked() -> None:
         assert len(world.ready) == 0
 
     run(test)
+
+
+def test_a_hint_that_was_in_vain_goes_to_one_of_each_other_kind_once() -> None:
+    async def test(world: World) -> None:
+        kinds = ("heavy", "heavy", "both", "fast", "both")
+        waiters = [world.ready.enter(["a"], kind) for kind in kinds]
+        world.store.on_ready("a")
+        asked = []
+        while hints := [waiter.hint for waiter in waiters if waiter.hint is not None]:
+            (hint,) = hints
+            (woken,) = [waiter for waiter in waiters if waiter.hint is hint]
+            await woken.wait(60)
+            world.ready.leave(woken)
+            waiters.remove(woken)
+            waiters.append(world.ready.enter(["a"], woken.kind))  # it waits on
+            asked.append(woken.kind)
+            world.ready.in_vain(hint, woken.kind)
+        assert asked == ["heavy", "both", "fast"]
+
+    run(test)
+
+
+def test_who_leaves_hands_its_hint_to_the_next_of_its_kind_too() -> None:
+    async def test(world: World) -> None:
+        one, two = world.ready.enter(["a"], "fast"), world.ready.enter(["a"], "fast")
+        world.store.on_ready("a")
+        world.ready.leave(one)
+        assert one.hint is not None
+        world.ready.hand_on(one.hint)
+        assert awake(two) == [True]
+
+    run(test)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unjam.gateway.durable import Durable
     from unjam.gateway.paths import Paths
     from unjam.gateway.workers import Share
+    from unjam.runs.ready import Hint
 
 T = TypeVar("T")
 
@@ -102,37 +103,44 @@ class WorkerApi:
     ) -> Claim | None:
         """A run that the worker may have, as soon as there is one; None once its patience is at an end."""
         durable = self._durable
+        ready = durable.ready
         until = monotonic() + min(asked.wait, durable.limits.wait)
-        refused, passed_on = False, 0.0
-        while not exchange.gone and not durable.gateway.draining:
-            shares = durable.workers.shares(asked, workers)
-            # In place before the question, so that nothing falls between. Who may have nothing takes nobody's hint.
-            waiter = durable.ready.enter(name for share in shares for name in share.services)
-            exchange.on_ended = waiter.stop
-            try:
-                claim = await self._ask(asked, shares)
-                if claim is not None:
-                    durable.ready.pass_on(claim.run.service)
-                    return claim
-                if not shares and not refused:
-                    refused = True
-                    durable.workers.turned_away(workers)
-                left = until - monotonic()
-                if left <= 0:
-                    return None
-                restricted = sum(len(share.lanes) * len(share.services) for share in shares) < len(asked.lanes) * len(
-                    asked.services
-                )
-                await waiter.wait(min(left, AGAIN) if restricted else left)
-            finally:
-                exchange.on_ended = None
-                durable.ready.leave(waiter)
-            if shares and restricted and waiter.woken and monotonic() - passed_on > AGAIN:
-                # The hint may have been for what this one may not have; but it goes round no faster than that.
-                passed_on = monotonic()
-                for name in waiter.services:
-                    durable.ready.pass_on(name)
-        return None
+        refused = False
+        hint: Hint | None = None  # that woke it, until it is known whether it was of use
+        try:
+            while not exchange.gone and not durable.gateway.draining:
+                shares = durable.workers.shares(asked, workers)
+                kind = tuple(shares)
+                # In place before the question, so that nothing falls between. Who may have nothing takes nobody's hint.
+                waiter = ready.enter((name for share in shares for name in share.services), kind)
+                exchange.on_ended = waiter.stop
+                try:
+                    claim = await self._ask(asked, shares)
+                    if hint is not None and (claim is None or claim.run.service != hint.service):
+                        ready.in_vain(hint, kind)
+                    hint = None
+                    if claim is not None:
+                        ready.pass_on(claim.run.service)
+                        return claim
+                    if not shares and not refused:
+                        refused = True
+                        durable.workers.turned_away(workers)
+                    left = until - monotonic()
+                    if left <= 0:
+                        return None
+                    asked_for = len(asked.lanes) * len(asked.services)
+                    restricted = sum(len(share.lanes) * len(share.services) for share in shares) < asked_for
+                    await waiter.wait(min(left, AGAIN) if restricted else left)
+                    hint, waiter.hint = waiter.hint, None
+                finally:
+                    exchange.on_ended = None
+                    ready.leave(waiter)
+                    if waiter.hint is not None:  # it came while something else was found
+                        ready.hand_on(waiter.hint)
+            return None
+        finally:
+            if hint is not None:
+                ready.hand_on(hint)
 
     async def _ask(self, asked: shapes.ClaimRun, shares: Sequence[Share]) -> Claim | None:
         for share in shares:

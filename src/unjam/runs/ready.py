@@ -1,14 +1,15 @@
 """Who waits for a run that can be claimed: the dispatcher, and workers that hold a claim open.
 
-The store's `on_ready` is only a hint. Of the workers that wait for a service each hint wakes the one that waits
-longest; who has got a run passes the hint on, as there may be more. `tick` wakes one of each service now and then, so
-that a lost hint costs seconds.
+The store's `on_ready` is only a hint, and doesn't say for whom the run is. Of the workers that wait for a service each
+hint wakes the one that waits longest; who has got a run passes it on, as there may be more. Who got none passes it on to
+one of another kind, so that each kind of them asks the store once: workers are of one kind that would ask it the same.
+`tick` wakes one of each service now and then, so that a lost hint costs seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from time import monotonic
 from typing import Final
 
@@ -18,13 +19,25 @@ from unjam.runs.store.base import OnReady, Store
 RECONCILE: Final = 5.0
 
 
+class Hint:
+    """That a run of `service` may be claimable. `tried`: kinds of waiters that it has woken in vain."""
+
+    __slots__ = ("service", "tried")
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.tried: set[Hashable] = set()
+
+
 class Waiter:
-    """One who waits for runs of `services`."""
+    """One who waits for runs of `services`. `kind`: what it asks for. `hint`: by which it was woken."""
 
-    __slots__ = ("_future", "services")
+    __slots__ = ("_future", "hint", "kind", "services")
 
-    def __init__(self, services: Iterable[str]) -> None:
+    def __init__(self, services: Iterable[str], kind: Hashable = None) -> None:
         self.services = tuple(services)
+        self.kind = kind
+        self.hint: Hint | None = None
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(self) -> bool:
@@ -33,10 +46,6 @@ class Waiter:
             return False
         self._future.set_result(None)
         return True
-
-    @property
-    def woken(self) -> bool:
-        return self._future.done()
 
     def stop(self) -> None:
         """Wait no longer."""
@@ -53,9 +62,9 @@ class Waiting:
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Waiter, None]] = {}
 
-    def enter(self, names: Iterable[str]) -> Waiter:
+    def enter(self, names: Iterable[str], kind: Hashable = None) -> Waiter:
         """Register first, then look, then wait. `leave` must follow."""
-        waiter = Waiter(names)
+        waiter = Waiter(names, kind)
         for name in waiter.services:
             self._waiting.setdefault(name, {})[waiter] = None
         return waiter
@@ -104,8 +113,18 @@ class Ready(Waiting):
 
     def pass_on(self, service: str) -> None:
         """Who was woken has got a run: there may be more."""
-        for waiter in self._waiting.get(service, ()):
-            if waiter.wake():
+        self.hand_on(Hint(service))
+
+    def in_vain(self, hint: Hint, kind: Hashable) -> None:
+        """Who was woken by the hint found nothing: it may be for others."""
+        hint.tried.add(kind)
+        self.hand_on(hint)
+
+    def hand_on(self, hint: Hint) -> None:
+        """Who was woken by the hint has left, or found something else."""
+        for waiter in self._waiting.get(hint.service, ()):
+            if waiter.kind not in hint.tried and waiter.wake():
+                waiter.hint = hint
                 break
 
     def tick(self) -> None:

@@ -1,0 +1,48 @@
+"""The runs API beside clients, workers and agents that are odd, many or hostile: the others go on unharmed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .durable import Api, runs_gateway
+from .harness import in_loop, until
+
+
+async def waits(api: Api, worker: str, *lanes: str) -> None:
+    body = {"services": ["auditor"], "worker": worker, "lanes": list(lanes), "wait": 60}
+    await api.send("POST", "/v1/workers/claim", body)
+
+
+@in_loop
+async def test_an_idle_worker_gets_a_run_although_others_wait_longer_that_may_not_have_it() -> None:
+    async with runs_gateway() as running:
+        assert running.server.durable is not None
+        ready = running.server.durable.ready
+        for number in range(4):
+            await waits(await Api.connect(running), f"heavy{number}", "heavy")
+        await until(lambda: len(ready) == 4)
+        worker = await Api.connect(running)
+        await waits(worker, "fast", "fast")
+        await until(lambda: len(ready) == 5)
+        client = await Api.connect(running)
+        async with asyncio.timeout(2):
+            run = await client.create()
+            status, claim = await worker.read("POST", "/v1/workers/claim")
+        assert (status, claim["run"]["id"]) == (200, run["id"])
+
+
+@in_loop
+async def test_a_worker_that_left_takes_no_hint_with_it() -> None:
+    async with runs_gateway() as running:
+        assert running.server.durable is not None
+        ready = running.server.durable.ready
+        leaves, worker, client = [await Api.connect(running) for _ in range(3)]
+        await waits(leaves, "w1", "fast")
+        await until(lambda: len(ready) == 1)
+        await waits(worker, "w2", "fast")
+        await until(lambda: len(ready) == 2)
+        leaves.wire.writer.transport.abort()
+        async with asyncio.timeout(2):
+            run = await client.create()
+            status, claim = await worker.read("POST", "/v1/workers/claim")
+        assert (status, claim["run"]["id"]) == (200, run["id"])
