@@ -135,3 +135,18 @@ async def test_an_input_that_can_not_be_sent_is_refused_although_the_store_is_aw
         store.away = set()
         ended = await pushed.ended(run)
         assert error_of(ended)["code"] == "bad_input"
+
+
+@in_loop
+async def test_a_large_error_event_is_kept_in_part() -> None:
+    async def complains(call: Call) -> None:
+        await call.start_events()
+        await call.chunk(b'event: error\ndata: {"trace": "' + b"x" * 100_000 + b'"}\n\n')
+        await call.last_chunk()
+
+    agent = await Agent(complains).start()
+    async with pushing(agent, config=one(agent)) as pushed:
+        error = error_of(await pushed.ended(await pushed.submit({})))
+        assert error["code"] == "agent_error"
+        assert error["data"].startswith('{"trace": "xxx')
+        assert len(error["data"]) == 4096

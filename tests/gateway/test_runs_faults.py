@@ -46,3 +46,17 @@ async def test_a_worker_that_left_takes_no_hint_with_it() -> None:
             run = await client.create()
             status, claim = await worker.read("POST", "/v1/workers/claim")
         assert (status, claim["run"]["id"]) == (200, run["id"])
+
+
+@in_loop
+async def test_an_error_is_no_result_and_may_not_be_as_large() -> None:
+    """It is in the run's record, so whoever lists runs is sent it."""
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        run = await api.create()
+        claim = await api.claim()
+        path, body = f"/v1/runs/{run['id']}/finish", {"fence": claim["fence"], "status": "failed"}
+        status, answer = await api.call("POST", path, {**body, "error": {"code": "x", "trace": "x" * 65536}})
+        assert (status, answer["error"]["code"]) == (413, "payload_too_large")
+        status, _ = await api.call("POST", path, {**body, "error": {"code": "x", "trace": "x" * 60000}})
+        assert status == 200

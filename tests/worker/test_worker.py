@@ -698,3 +698,11 @@ def test_what_cannot_be_meant_is_refused() -> None:
         asyncio.run(worker.serve())
     with pytest.raises(ValueError, match="no function"):
         asyncio.run(Worker("http://127.0.0.1:1", service="a").serve())
+
+
+def test_what_an_error_has_to_say_is_bounded() -> None:
+    """Everybody who lists runs gets it."""
+    assert b"left_out" not in RunError("not_a_pdf", "no", pages=[1, 2]).encode()
+    large = RunError("not_a_pdf", "no", pages=list(range(100_000))).encode()
+    assert len(large) < 200
+    assert b'"left_out":' in large

@@ -34,7 +34,7 @@ class Runs(Model):
 
     max_input: PositiveSize = Field(2**20, description="Input of one run; more is answered 413.")
     max_event: PositiveSize = Field(2**18, description="Data of one event.")
-    max_result: PositiveSize = Field(2**24, description="Result or error of one run.")
+    max_result: PositiveSize = Field(2**24, description="Result of one run.")
     max_checkpoint: PositiveSize = Field(2**20, description="One checkpoint.")
     keep: PositiveDuration = Field(86400.0, description="Ended runs, their events and results are kept so long.")
     lease: PositiveDuration = Field(30.0, description="A worker that is silent for so long has lost its run.")

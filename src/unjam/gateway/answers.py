@@ -11,6 +11,9 @@ import msgspec
 #: Bytes of a bad answer that are kept in the run's error.
 KEPT: Final = 4096
 
+#: Bytes of an error event that is kept whole.
+MOST_SAID: Final = 32768
+
 #: Types of events that only the gateway writes begin so; an agent's own are set apart.
 OURS: Final = "run."
 THEIRS: Final = "agent."
@@ -48,8 +51,10 @@ def kind_of(kind: str) -> str:
 
 
 def agent_error(data: bytes) -> bytes:
-    """The error of a run whose agent sent an event `error`."""
+    """The error of a run whose agent sent an event `error`: all of it, or its beginning as text."""
     said = as_json(data)
+    if len(said) > MOST_SAID:
+        said = msgspec.json.encode(data[:KEPT].decode("utf-8", "replace"))
     return b'{"code":"agent_error","message":"The agent sent an error event.","data":%b}' % said
 
 

@@ -21,8 +21,9 @@ T = TypeVar("T")
 
 #: Most events in one append.
 MOST_EVENTS: Final = 1000
-#: Bytes of a run's metadata.
+#: Bytes of a run's metadata, and of its error: both are shown with the run wherever it is.
 MOST_METADATA: Final = 16384
+MOST_ERROR: Final = 65536
 #: Seconds: the furthest deadline.
 FURTHEST: Final = 30 * 86400.0
 

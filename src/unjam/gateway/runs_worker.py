@@ -202,7 +202,7 @@ class WorkerApi:
         asked = shapes.read(exchange, _finish)
         most = self._durable.limits.max_result
         result = shapes.optional_payload(asked.result, most, "result")
-        error = shapes.optional_payload(asked.error, most, "error")
+        error = shapes.optional_payload(asked.error, min(most, shapes.MOST_ERROR), "error")
         events = self._events(asked.events)
         run = await self.run_of(exchange)
         try:

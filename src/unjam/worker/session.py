@@ -40,11 +40,13 @@ T = TypeVar("T")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 _TYPE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}\Z")
 _MOST_MESSAGE: Final = 2000
+_MOST_DETAIL: Final = 32768
 
 
 class RunError(Exception):
     """Raise it to end a run as failed with an error that its client shall see. `code`: snake_case; `detail`: more that
-    is JSON. Of any other exception the client sees only that there was one."""
+    is JSON, at most 32 KiB: in place of what is larger the client is told its size. Of any other exception the client
+    sees only that there was one."""
 
     def __init__(self, code: str, message: str, **detail: object) -> None:
         if not _CODE.match(code):
@@ -60,7 +62,8 @@ class RunError(Exception):
     def encode(self) -> bytes:
         body: dict[str, Any] = {"code": self.code, "message": self.message}
         if self.detail:
-            body["detail"] = self.detail
+            size = len(msgspec.json.encode(self.detail))
+            body["detail"] = self.detail if size <= _MOST_DETAIL else {"left_out": size}
         return msgspec.json.encode(body)
 
 
