@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unjam.config import Config
 from unjam.gateway.webhooks import Event, Webhooks
-from unjam.kept.base import Change, Kept, KeptError
+from unjam.kept.base import MOST, Change, Kept, KeptError
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
@@ -48,8 +48,9 @@ class Changes:
         #: The last change of each key that is in force here. Those made while the place was away have no number.
         self._latest: dict[str, Change] = {}
         self._loaded = False
-        #: The last number seen; and how many writes are under way, and have begun.
+        #: The last number that was read up to, and the highest known; how many writes are under way, and have begun.
         self._last = 0
+        self._highest = 0
         self._writing = 0
         self._writes = 0
         self._polling = False
@@ -135,6 +136,11 @@ class Changes:
         return await self._record(self._change(f"rollout/{service}", before, after, who, why))
 
     # -- what is known ------------------------------------------------------------------------------------------
+
+    @property
+    def loaded(self) -> bool:
+        """What was kept is known."""
+        return self._loaded
 
     def value(self, key: str) -> Any:
         """What was last decided on it, here or elsewhere; None where nothing was."""
@@ -262,6 +268,7 @@ class Changes:
         finally:
             self._writing -= 1
         self._back()
+        self._highest = last
         for n, change in enumerate(changes, last - len(changes) + 1):
             if self._latest[change.key] is change:
                 self._latest[change.key] = _numbered(change, n)
@@ -292,20 +299,22 @@ class Changes:
         found = await self._kept.since(self._last)
         if self._writing or self._writes != writes:
             return  # a write of ours may be later than what was read: once more, in the next turn
-        if found and found[0].n != self._last + 1:
-            # Longer away than the log goes back, or it was lost.
-            if found[0].n <= self._last:
+        end = found[-1].n if found else self._last
+        lost = end < self._highest and len(found) < MOST
+        if lost or (found and found[0].n != self._last + 1):
+            # Longer away than the log goes back, or the place has lost data and counts anew.
+            if lost:
                 self._latest = {key: _numbered(change, 0) for key, change in self._latest.items()}
             self._put_in_force(await self._kept.current())
             return
         for change in found:
             self._take(change, fresh=True)
-            self._last = change.n
+        self._last = self._highest = end
 
     def _put_in_force(self, current: Mapping[str, Change]) -> None:
         for change in sorted(current.values(), key=_number):
             self._take(change, fresh=False)
-        self._last = max(map(_number, current.values()), default=0)
+        self._last = self._highest = max(map(_number, current.values()), default=0)
 
     def _take(self, change: Change, fresh: bool) -> None:
         mine = self._latest.get(change.key)
