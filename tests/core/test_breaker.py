@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unjam.core.breaker import OPEN_MOST, RAMP, STEP_LEAST, TRANSITIONS, TRIP, Breaker, increments
-from unjam.core.spec import BreakerSpec
+from unjam.core.breaker import OPEN_MOST, RAMP, STEP_LEAST, TRANSITIONS, TRIP, Breaker, Event, increments
+from unjam.core.spec import BreakerSpec, QualitySpec
 
 SPEC = BreakerSpec(error_rate=0.05, open=60.0)
 
@@ -279,31 +279,65 @@ def test_every_state_can_be_left_and_reset() -> None:
     assert all(TRANSITIONS[state, "reset"] == "closed" and TRANSITIONS[state, "trip"] == "open" for state in states)
 
 
+class Watched(Breaker):
+    """Knows of every change of state that went by the table."""
+
+    __slots__ = ("known",)
+
+    def _enter(self, event: Event, why: str, now: float) -> None:
+        before = self.state
+        assert (before, event) in TRANSITIONS
+        super()._enter(event, why, now)
+        assert self.state == TRANSITIONS[before, event]
+        self.known = self.state
+
+
+EVENTS = ("ok", "fail", "bad", "sampled bad", "sampled good", "tick", "trip", "reset", "anew", "configure")
+
+
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(["ok", "fail", "tick", "trip", "reset"]), st.floats(min_value=0.0, max_value=100.0)),
-        max_size=200,
-    )
+    st.lists(st.tuples(st.sampled_from(EVENTS), st.floats(min_value=0.0, max_value=100.0)), max_size=200),
+    st.sampled_from(["cusum", "window"]),
 )
-def test_whatever_happens_the_share_fits_the_state(events: list[tuple[str, float]]) -> None:
-    breaker = Breaker(SPEC)
+def test_whatever_happens_the_share_fits_the_state(events: list[tuple[str, float]], rule: str) -> None:
+    specs = [BreakerSpec(rule=rule, least=1, window=100), BreakerSpec(rule=rule, error_rate=0.1, least=1, window=30)]
+    breaker = Watched(specs[0], quality=QualitySpec())
+    breaker.known = "closed"
     now = 0.0
     for event, gap in events:
         now += gap
-        before = breaker.state
+        ripe = breaker.ripe(now)
+        tripped = None
         if event in ("ok", "fail"):
             tripped = breaker.record(event == "fail", now)
-            assert not tripped or breaker.state == "open"
+            assert tripped == (ripe and event == "fail")
+        elif event == "bad":
+            tripped = breaker.verdict(True, now, now, counted=True)
+        elif event in ("sampled bad", "sampled good"):
+            tripped = breaker.verdict(event == "sampled bad", now, now, counted=False)
+            assert not (tripped and event == "sampled good")
         elif event == "tick":
             breaker.tick(now)
         elif event == "trip":
             breaker.trip(now, "x")
             assert breaker.state == "open"
-        else:
+        elif event == "reset":
             breaker.reset(now)
+        elif event == "anew":
+            breaker.start_anew(now)
+            assert breaker.evidence == 0.0
+        else:
+            specs.reverse()
+            breaker.configure(specs[0])
+        assert not tripped or breaker.state == "open"
         share = breaker.share(now)
+        assert breaker.state == breaker.known
         assert (share == 0.0) == (breaker.state == "open")
         assert breaker.closed == (breaker.state == "closed")
         assert breaker.closed is False or share == 1.0
-        assert 0.0 <= breaker.evidence < TRIP
-        assert before == breaker.state or breaker.state in TRANSITIONS.values()
+        assert breaker.evidence >= 0.0
+        # Fewer failures may be allowed than before: it trips at the next one.
+        assert breaker.evidence < breaker.limit or rule == "window"
+        assert 0.0 <= (breaker.quality_evidence or 0.0) < TRIP
+        if breaker.closed and not breaker.watching:
+            assert breaker.evidence == 0.0

@@ -201,6 +201,16 @@ def test_calls_while_it_is_open_teach_nothing() -> None:
     assert breaker.learnt is None
 
 
+def test_learning_begins_when_it_is_switched_on() -> None:
+    breaker = Breaker(BreakerSpec())
+    breaker.record(True, 0.0)
+    breaker.configure(BreakerSpec(learn=True))
+    breaker.note(5 * LEARN_CALLS)
+    assert breaker.learnt is None
+    breaker.note(6 * LEARN_CALLS)
+    assert breaker.learnt == normal_rate(0, LEARN_CALLS)
+
+
 def test_a_rate_measured_elsewhere_counts_until_its_own_is_known() -> None:
     spec = BreakerSpec(learn=True)
     breaker = Breaker(spec)

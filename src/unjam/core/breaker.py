@@ -79,7 +79,8 @@ class Breaker:
         #: A normal rate that somebody else has measured.
         self._given = baseline
         self._learner = Learnt()
-        self._noted = 0
+        #: Good calls at the last `note`; None: it has to begin.
+        self._noted: int | None = 0
         self._failed = 0
         self._errors = made_rule(spec, self.baseline)
         self._quality: Cusum | None = None
@@ -154,7 +155,8 @@ class Breaker:
             if self.state == "ramping":
                 return self._tried(self._trial.worse(), self._trial, now, f", the last by a bad verdict{tail}")
             self._failed += 1
-            self._noted += 1
+            if self._noted is not None:
+                self._noted += 1
             self.watching = True
             if not self._errors.worse():
                 return False
@@ -201,13 +203,12 @@ class Breaker:
     def note(self, succeeded: int) -> None:
         """Learn what is normal, where `spec.learn`. `succeeded`: good calls ever; successes that changed nothing were
         not recorded. Called now and then."""
-        good = succeeded - self._noted
+        before, self._noted = self._noted, succeeded
         failed, self._failed = self._failed, 0
-        self._noted = succeeded
-        if not self.closed or not self.spec.learn or good < 0:
+        if not self.closed or not self.spec.learn or before is None or succeeded < before:
             return
-        before = self.baseline
-        if self._learner.add(good, failed) and self.baseline != before:
+        known = self.baseline
+        if self._learner.add(succeeded - before, failed) and self.baseline != known:
             self._errors = made_rule(self.spec, self.baseline, self._errors)
 
     @property
@@ -288,6 +289,9 @@ class Breaker:
     def configure(self, spec: BreakerSpec, baseline: float | None = None) -> None:
         """Take a new specification without losing the state. `baseline`: the version's normal rate of failures as
         measured elsewhere, say by the version that it replaces; None leaves what was given before."""
+        if spec.learn and not self.spec.learn:
+            self._learner = Learnt()
+            self._noted = None
         self.spec = spec
         if baseline is not None:
             self._given = baseline
