@@ -55,6 +55,7 @@ GOOD = {
     "push or pull": "push pull",
     "fail or restart": "fail restart",
     "client or worker": "client worker",
+    "event": "breaker drain",
 }
 ODD = [
     "",

@@ -85,6 +85,8 @@ def stats() -> GatewayStats:
     stats.reject("bad_host")
     stats.report("accepted")
     stats.load_pull("metrics", "ok")
+    stats.change("weight", "here")
+    stats.webhook("delivered")
     service = stats.service("auditor")
     service.finished(True, Outcome.OK, 95.0, 0.34, 1.25)
     service.finished(False, Outcome.OK, 0.004, 0.0, 0.003)
