@@ -449,11 +449,13 @@ async def test_a_fault_over_one_follower_reaches_no_other(world: World) -> None:
 
     others = [Told(claim.run.id) for _ in range(3)]
     world.hub.follow(others[0])
-    world.hub.follow(Broken(claim.run.id))
+    broken = Broken(claim.run.id)
+    world.hub.follow(broken)
     world.hub.follow(others[1])
     world.hub.follow(others[2])
     await world.quiet()
     assert world.faults == 1
+    assert broken.errors == ["store_error"], "it would wait for ever"
     assert [other.seqs for other in others] == [[0, 1]] * 3
     assert world.hub.followers == 3
 

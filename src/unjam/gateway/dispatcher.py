@@ -59,8 +59,8 @@ class PushOptions:
 
 class _Queue:
     """What is known of one service's runs. `hints`: how often it was said that there is one; `empty_at`: by lane, that
-    number when the store had none. `ahead`: by lane, those that wait for a slot. `held`: those that are here. `until`: left alone before that, and
-    one at a time after, as long as `backoff` isn't 0."""
+    number when the store had none. `ahead`: by lane, those that wait for a slot. `held`: those that are here. `until`:
+    left alone before that, and one at a time after, as long as `backoff` isn't 0."""
 
     __slots__ = ("ahead", "backoff", "empty_at", "held", "hints", "path", "until")
 
@@ -216,8 +216,8 @@ class Dispatcher:
             self.spawn(self._claim())
 
     def _candidates(self, more: int) -> tuple[list[str], tuple[str, ...]] | None:
-        """Services to claim for, and lanes that all of them have room in, in the order to ask for; None: nothing can be claimed now. `more`:
-        claims beside those under way."""
+        """Services to claim for, and lanes that all of them have room in, in the order to ask for; None: nothing can
+        be claimed now. `more`: claims beside those under way."""
         now = monotonic()
         free = self.options.most - len(self._active) - self._claiming - more
         if free < 0 or now < self._away_until:

@@ -25,7 +25,7 @@ from unjam.gateway.local import Answer, Gone, LocalExchange, Refused
 from unjam.gateway.runs_api import idempotency_key, may_call
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.states import ENDED, INSPECTING
-from unjam.gateway.story import ECHOED, STATUS, Json, Story, error_of, frame, response
+from unjam.gateway.story import ECHOED, STATUS, Json, Story, decoded, error_of, frame, response
 from unjam.gateway.timers import NEVER
 from unjam.runs.hub import Delivery, Follower
 from unjam.runs.machine import CANCELLED, COMPLETED, EXPIRED, TERMINAL
@@ -194,7 +194,7 @@ class Responses:
         if run.status == EXPIRED:
             error = {"code": "expired", "message": "The run did not end before its deadline."}
         elif run.status != CANCELLED:
-            error = error_of(None if run.error is None else msgspec.json.decode(run.error))
+            error = error_of(None if run.error is None else decoded(bytes(run.error)))
         return _completed_at(run, story.summary(STATUS[run.status], error))
 
     def _follow(self, exchange: LocalExchange, run: Run, after: int) -> None:
@@ -448,7 +448,7 @@ def _metadata(asked: Json) -> msgspec.Raw:
 
 
 def _kept(run: Run) -> Json:
-    found = {} if run.metadata is None else msgspec.json.decode(run.metadata)
+    found = {} if run.metadata is None else decoded(bytes(run.metadata))
     kept = found.get(KEPT) if isinstance(found, dict) else None
     return kept if isinstance(kept, dict) else {}
 

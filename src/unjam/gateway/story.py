@@ -31,6 +31,9 @@ STATUS: Final = {
 _FIRST: Final = frozenset({"response.created", "response.queued", "response.in_progress"})
 _LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
+#: An agent's types are its own words.
+_LINE_ENDS: Final = str.maketrans("", "", "\r\n\0")
+
 _DEFAULTS: Final[Json] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -73,7 +76,7 @@ def response(response_id: str, created: float, echo: Json, status: str, **more: 
 
 def frame(event: Json) -> bytes:
     """One event as SSE."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+    return b"event: %b\ndata: %b\n\n" % (event["type"].translate(_LINE_ENDS).encode(), msgspec.json.encode(event))
 
 
 class Story:
@@ -101,7 +104,7 @@ class Story:
         """What this event of the log is for the stream: nothing, one event or several. `run.completed`: see `end`."""
         kind = event.type
         if not kind.startswith("run."):
-            return self._said(kind, msgspec.json.decode(event.data))
+            return self._said(kind, decoded(event.data))
         if kind == "run.created":
             queued = self._response("queued")
             return [self._event("response.created", response=queued), self._event("response.queued", response=queued)]
@@ -250,13 +253,13 @@ class Story:
 
     def _result(self, result: bytes | None) -> list[Json]:
         """What a whole answer adds to what was streamed: all, or nothing where text was."""
-        found = None if result is None else msgspec.json.decode(result)
+        found = None if result is None else decoded(result)
         if isinstance(found, dict) and found.get("object") == "response":
             self._final = found
             if self._items:
                 return []
             said: list[Json] = []
-            for index, item in enumerate(found.get("output") or ()):
+            for index, item in enumerate(_list(found.get("output"))):
                 if isinstance(item, dict):
                     self._items[index] = item
                     said += self._whole_item(index, item)
@@ -290,6 +293,14 @@ class Story:
         return [*said, self._event("response.output_item.done", item=item, **place)]
 
 
+def decoded(data: bytes) -> Any:
+    """What it says; or its text: JSON may have numbers, for one, that are none here."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data.decode("utf-8", "replace")
+
+
 def as_text(data: Any) -> str:
     """Strings as they are, anything else as JSON."""
     return data if isinstance(data, str) else msgspec.json.encode(data).decode()
@@ -305,8 +316,8 @@ def usage(figures: Any) -> Json | None:
     """Tokens, by the names that Responses has for them."""
     if not isinstance(figures, dict):
         return None
-    taken = figures.get("input_tokens", figures.get("prompt_tokens", 0)) or 0
-    made = figures.get("output_tokens", figures.get("completion_tokens", 0)) or 0
+    taken = _count(figures.get("input_tokens", figures.get("prompt_tokens")))
+    made = _count(figures.get("output_tokens", figures.get("completion_tokens")))
     return {
         "input_tokens": taken,
         "input_tokens_details": {"cached_tokens": 0},
@@ -321,19 +332,33 @@ def _part(text: str) -> Json:
 
 
 def _object(data: bytes) -> Json:
-    found = msgspec.json.decode(data)
+    found = decoded(data)
     return found if isinstance(found, dict) else {}
 
 
+# An agent may say what it likes: what isn't as it should be isn't there.
+
+
+def _list(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else []
+
+
+def _count(found: Any) -> int:
+    return found if isinstance(found, int) else 0
+
+
+def _content(choice: Any, part: str) -> Iterable[str]:
+    said = choice.get(part) if isinstance(choice, dict) else None
+    content = said.get("content") if isinstance(said, dict) else None
+    if isinstance(content, str):
+        yield content
+
+
 def _chunk_texts(data: Json) -> Iterable[str]:
-    for choice in data.get("choices") or ():
-        content = (choice.get("delta") or {}).get("content") if isinstance(choice, dict) else None
-        if isinstance(content, str):
-            yield content
+    for choice in _list(data.get("choices")):
+        yield from _content(choice, "delta")
 
 
 def _choice_texts(data: Json) -> Iterable[str]:
-    for choice in (data.get("choices") or ())[:1]:
-        content = (choice.get("message") or {}).get("content") if isinstance(choice, dict) else None
-        if isinstance(content, str):
-            yield content
+    for choice in _list(data.get("choices"))[:1]:
+        yield from _content(choice, "message")

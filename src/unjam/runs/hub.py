@@ -92,7 +92,8 @@ class Follower:
         """It has had the log's last event."""
 
     def on_error(self, error: StoreError) -> None:
-        """The log can't be read (any more). Not called when the store is away for a while."""
+        """The log can't be read (any more), or one of the calls here failed. Not called when the store is away for a
+        while."""
 
 
 class _Topic:
@@ -324,6 +325,7 @@ class Hub:
         except Exception:  # noqa: BLE001 - a fault over one follower must not reach the others
             self._on_fault()
             self._forget(follower)
+            self._tell(follower, StoreError("the gateway failed at what the log says"))
             return
         if follower.full:
             topic.full.add(follower)
@@ -341,10 +343,13 @@ class Hub:
         topic.full.clear()
         for follower in everybody:
             self._forget(follower)
-            try:
-                follower.on_error(error)
-            except Exception:  # noqa: BLE001 - see `_give`
-                self._on_fault()
+            self._tell(follower, error)
+
+    def _tell(self, follower: Follower, error: StoreError) -> None:
+        try:
+            follower.on_error(error)
+        except Exception:  # noqa: BLE001 - see `_give`
+            self._on_fault()
 
     def _close_if_alone(self, topic: _Topic) -> None:
         if topic.at or topic.full or topic.task is not None or self._topics.get(topic.run) is not topic:

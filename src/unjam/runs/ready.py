@@ -1,8 +1,8 @@
 """Who waits for a run that can be claimed: the dispatcher, and workers that hold a claim open.
 
 The store's `on_ready` is only a hint, and doesn't say for whom the run is. Of the workers that wait for a service each
-hint wakes the one that waits longest; who has got a run passes it on, as there may be more. Who got none passes it on to
-one of another kind, so that each kind of them asks the store once: workers are of one kind that would ask it the same.
+hint wakes the one that waits longest; who has got a run passes it on, as there may be more. Who got none passes it on
+to one of another kind, so that each kind of them asks the store once: workers are of one kind that would ask the same.
 `tick` wakes one of each service now and then, so that a lost hint costs seconds.
 """
 
