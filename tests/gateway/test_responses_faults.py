@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from unjam.gateway.story import Story, frame
-from unjam.runs.model import Event
+from unjam.runs.model import Event, Run
+from unjam.runs.store.memory import MemoryStore
 
 from .durable import Api, runs_gateway
 from .harness import Running, in_loop
@@ -96,3 +97,37 @@ def test_what_is_not_as_it_should_be_is_passed_over(data: Any) -> None:
     frames = b"".join(map(frame, [*said, *story.end(b'{"object":"response","output":5}')]))
     assert frames.count(b"\n\n") == frames.count(b"event: ")
     assert b"\nid:" not in frames
+
+
+class Gated(MemoryStore):
+    """`get` waits while `gate` is cleared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get(self, run: str) -> Run:
+        self.asked.set()
+        await self.gate.wait()
+        return await super().get(run)
+
+
+@in_loop
+async def test_a_stream_that_is_asked_for_as_a_drain_begins_does_not_hold_it_up() -> None:
+    store = Gated()
+    async with runs_gateway("drain_timeout: 60s\n", store=store) as running:
+        api = await Api.connect(running)
+        response, _ = await created(api)
+        store.asked.clear()
+        store.gate.clear()
+        asking = asyncio.create_task(Reader.of(running, response))
+        await store.asked.wait()
+        draining = asyncio.create_task(running.server.drain())
+        async with asyncio.timeout(5):
+            while not running.gateway.draining:
+                await asyncio.sleep(0.01)
+            store.gate.set()
+            assert await (await asking).rest() == []
+            await draining

@@ -24,10 +24,11 @@ from unjam.gateway.exchange import Exchange
 from unjam.gateway.local import Answer, Gone, LocalExchange, Refused
 from unjam.gateway.runs_api import idempotency_key, may_call
 from unjam.gateway.runs_errors import refused
+from unjam.gateway.runs_follow import Held
 from unjam.gateway.states import ENDED, INSPECTING
 from unjam.gateway.story import ECHOED, STATUS, Json, Story, decoded, error_of, frame, response
 from unjam.gateway.timers import NEVER
-from unjam.runs.hub import Delivery, Follower
+from unjam.runs.hub import Delivery
 from unjam.runs.machine import CANCELLED, COMPLETED, EXPIRED, TERMINAL
 from unjam.runs.model import NewRun, Run, partition_of
 from unjam.runs.store.base import StoreError
@@ -280,44 +281,14 @@ class Responses:
         return None
 
 
-class _Held(Follower):
-    """A held exchange that follows a run."""
-
-    __slots__ = ("durable", "exchange")
-
-    def __init__(self, durable: Durable, exchange: LocalExchange, run: Run) -> None:
-        super().__init__(run.id)
-        self.durable = durable
-        self.exchange = exchange
-
-    def begin(self) -> None:
-        exchange = self.exchange
-        exchange.on_ended = self._over
-        exchange.on_drain = self.rotate
-        self.durable.held.add(exchange)
-        if not exchange.started:
-            exchange.hold()
-        self.durable.hub.follow(self)
-
-    def _over(self) -> None:
-        self.durable.hub.unfollow(self)
-        self.durable.held.discard(self.exchange)
-
-    def rotate(self) -> None:
-        raise NotImplementedError
-
-    def on_error(self, error: StoreError) -> None:
-        self.exchange.refuse(refused(error))
-
-
-class Stream(_Held):
+class Stream(Held):
     """The response as a stream. It is told from the log's beginning whoever asks, as numbers and texts depend on it;
     the client gets what comes after the number it has."""
 
     __slots__ = ("_after", "_story")
 
     def __init__(self, durable: Durable, exchange: LocalExchange, run: Run, after: int) -> None:
-        super().__init__(durable, exchange, run)
+        super().__init__(durable, exchange, run.id)
         self._after = after
         self._story = story_of(run)
 
@@ -362,14 +333,13 @@ class Stream(_Held):
         self.exchange.end()  # the client goes on elsewhere from the number it has
 
 
-class _Cancelling(_Held):
+class _Cancelling(Held):
     """A cancel that waits for the agent to have stopped."""
 
     __slots__ = ("_responses",)
 
     def __init__(self, responses: Responses, durable: Durable, exchange: LocalExchange, run: Run) -> None:
-        super().__init__(durable, exchange, run)
-        self.cursor = run.seq
+        super().__init__(durable, exchange, run.id, run.seq - 1)
         self._responses = responses
 
     def begin(self) -> None:

@@ -48,19 +48,19 @@ def gap(following: int) -> bytes:
     return b'event: gap\ndata: {"next":%d}\n\n' % following
 
 
-class _Held(Follower):
-    """What they share: the exchange is theirs until it ends."""
+class Held(Follower):
+    """A held exchange that follows a run: what all of them share. The exchange is theirs until it ends."""
 
-    __slots__ = ("_durable", "_exchange")
+    __slots__ = ("durable", "exchange")
 
-    def __init__(self, durable: Durable, exchange: LocalExchange, run: str, after: int) -> None:
+    def __init__(self, durable: Durable, exchange: LocalExchange, run: str, after: int = -1) -> None:
         super().__init__(run, after)
-        self._durable = durable
-        self._exchange = exchange
+        self.durable = durable
+        self.exchange = exchange
 
     def begin(self) -> None:
-        """Follow from now on; the exchange is held."""
-        exchange, durable = self._exchange, self._durable
+        """Follow from now on; the exchange is held. At a gateway that is stopping it goes on elsewhere at once."""
+        exchange, durable = self.exchange, self.durable
         if durable.gateway.draining:
             self.rotate()
             return
@@ -72,25 +72,25 @@ class _Held(Follower):
         durable.hub.follow(self)
 
     def _over(self) -> None:
-        self._durable.hub.unfollow(self)
-        self._durable.held.discard(self._exchange)
+        self.durable.hub.unfollow(self)
+        self.durable.held.discard(self.exchange)
 
     def rotate(self) -> None:
         """The gateway is stopping: the client shall go on elsewhere."""
         raise NotImplementedError
 
     def on_error(self, error: StoreError) -> None:
-        self._exchange.refuse(refused(error))
+        self.exchange.refuse(refused(error))
 
 
-class EventStream(_Held):
+class EventStream(Held):
     """`GET /v1/runs/{id}/events` as SSE."""
 
     __slots__ = ()
 
     def start(self, batch: Batch) -> None:
         """Begin the stream with what has been read already. Raises `Gone`."""
-        exchange = self._exchange
+        exchange = self.exchange
         exchange.start()
         first = batch.events[0].seq if batch.events else batch.next
         if first != self.cursor:
@@ -104,20 +104,20 @@ class EventStream(_Held):
         self.begin()
 
     def _go_on(self) -> None:
-        self._durable.hub.go_on(self)
+        self.durable.hub.go_on(self)
 
     def on_events(self, delivery: Delivery) -> bool:
-        return self._exchange.write(delivery.encoded(self.cursor, frames))
+        return self.exchange.write(delivery.encoded(self.cursor, frames))
 
     def on_gap(self, following: int) -> None:
-        self._exchange.write(gap(following))
+        self.exchange.write(gap(following))
 
     def on_end(self) -> None:
-        self._exchange.end()
+        self.exchange.end()
 
     def rotate(self) -> None:
         # EventSource, and any client that resumes, comes back by itself with the last id.
-        self._exchange.end()
+        self.exchange.end()
 
 
 def batch_answer(events: Sequence[Event], following: int, ended: bool, lost: bool = False) -> Answer:
@@ -127,7 +127,7 @@ def batch_answer(events: Sequence[Event], following: int, ended: bool, lost: boo
     return shapes.json(found)
 
 
-class Poll(_Held):
+class Poll(Held):
     """`GET /v1/runs/{id}/events?wait=`: answered with the first events that come."""
 
     __slots__ = ("_limit",)
@@ -135,25 +135,25 @@ class Poll(_Held):
     def hold_for(self, wait: float, limit: int) -> None:
         self._limit = limit
         self.begin()
-        self._exchange.at(monotonic() + wait, self.rotate)
+        self.exchange.at(monotonic() + wait, self.rotate)
 
     def on_events(self, delivery: Delivery) -> bool:
         events = delivery.since(self.cursor)[: self._limit]
         following = events[-1].seq + 1
-        self._exchange.answer(batch_answer(events, following, delivery.ended and following == delivery.next))
+        self.exchange.answer(batch_answer(events, following, delivery.ended and following == delivery.next))
         return True
 
     def on_gap(self, following: int) -> None:
-        self._exchange.answer(batch_answer((), following, False, lost=True))
+        self.exchange.answer(batch_answer((), following, False, lost=True))
 
     def on_end(self) -> None:
-        self._exchange.answer(batch_answer((), self.cursor, True))
+        self.exchange.answer(batch_answer((), self.cursor, True))
 
     def rotate(self) -> None:
-        self._exchange.answer(NOTHING)
+        self.exchange.answer(NOTHING)
 
 
-class Outcome(_Held):
+class Outcome(Held):
     """`GET /v1/runs/{id}?wait=`: answered when the run has ended, or with how it stands."""
 
     __slots__ = ("_with_result",)
@@ -161,7 +161,7 @@ class Outcome(_Held):
     def hold_for(self, wait: float, with_result: bool) -> None:
         self._with_result = with_result
         self.begin()
-        self._exchange.at(monotonic() + wait, self.rotate)
+        self.exchange.at(monotonic() + wait, self.rotate)
 
     def on_events(self, delivery: Delivery) -> bool:
         return True
@@ -170,14 +170,14 @@ class Outcome(_Held):
         self.rotate()
 
     def rotate(self) -> None:
-        self._durable.hub.unfollow(self)
-        self._exchange.at(float("inf"), self.rotate)
-        self._exchange.work(self._tell)
+        self.durable.hub.unfollow(self)
+        self.exchange.at(float("inf"), self.rotate)
+        self.exchange.work(self._tell)
 
     async def _tell(self, exchange: LocalExchange) -> Answer:
         try:
-            run = await self._durable.store.get(self.run)
-            return await run_answer(self._durable, run, self._with_result)
+            run = await self.durable.store.get(self.run)
+            return await run_answer(self.durable, run, self._with_result)
         except StoreError as error:
             raise refused(error) from None
 
@@ -189,4 +189,4 @@ async def run_answer(durable: Durable, run: Run, with_result: bool, status: int 
     return shapes.json(shapes.view(run), status, lines)
 
 
-__all__ = ["LIMIT", "SIZE", "EventStream", "Outcome", "Poll", "batch_answer", "frames", "gap", "run_answer"]
+__all__ = ["LIMIT", "SIZE", "EventStream", "Held", "Outcome", "Poll", "batch_answer", "frames", "gap", "run_answer"]
