@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
+
+import pytest
 
 from tests.gateway.harness import Agent, Call, in_loop, until, until_gone
 from tests.gateway.pushing import Faulty, error_of, one, pushing
+from unjam.gateway import answers as words
 from unjam.runs.machine import RUNNING
 
 
@@ -150,3 +154,28 @@ async def test_a_large_error_event_is_kept_in_part() -> None:
         assert error["code"] == "agent_error"
         assert error["data"].startswith('{"trace": "xxx')
         assert len(error["data"]) == 4096
+
+
+def test_what_an_agent_answers_is_not_taken_apart() -> None:
+    """A list of a million lists would be 60 times as large."""
+    data = b"[" + b"[]," * 300_000 + b"[]]"
+    answer = words.Answer(200, b"application/json", 1 << 24)
+    answer.feed(data)
+    tracemalloc.start()
+    try:
+        assert answer.read() == (data, None)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[1,]", b'"\xff"', b'"\\ud800"', b"[" * 100_000, b"1 2", b"\xef\xbb\xbf1", b""]
+)
+def test_what_is_no_json_is_text(data: bytes) -> None:
+    assert not words.is_json(data)
+
+
+@pytest.mark.parametrize("data", [b"1e999", b' {"a": [1, "\xc3\xa9"]} ', b"null", b'"\\ud83d\\ude00"'])
+def test_what_is_json_is_passed_on(data: bytes) -> None:
+    assert words.is_json(data)
