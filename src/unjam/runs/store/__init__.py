@@ -12,8 +12,8 @@ from unjam.runs.store.base import LEASE, Store
 
 def make(url: str, on_warning: Callable[[str], None] = lambda why: None, lease: float = LEASE) -> Store:
     """The store of a URL: `memory`, `sqlite:PATH`, or one of the Redis URLs. Not open yet. `on_warning` is told, in
-    words, of what endangers runs and still works; `lease`: seconds for which owners are waited for after a start.
-    Raises ValueError for a URL of no store."""
+    words, of what endangers runs and still works; `lease`: seconds for which owners are waited for after a start or an
+    outage. Raises ValueError for a URL of no store."""
     scheme, _, rest = url.partition(":")
     if scheme == "memory":
         from unjam.runs.store.memory import MemoryStore
@@ -26,5 +26,5 @@ def make(url: str, on_warning: Callable[[str], None] = lambda why: None, lease: 
     if scheme == "unix" or scheme.startswith("redis"):
         from unjam.runs.store.redis import RedisStore
 
-        return RedisStore(url, on_warning=on_warning)
+        return RedisStore(url, on_warning=on_warning, lease=lease)
     raise ValueError(f"{scheme!r} is no kind of store")

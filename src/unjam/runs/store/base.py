@@ -3,7 +3,11 @@
 Promises, of every method:
 - What returned is durable as far as the store goes: `create` and `finish` survive the death of any process.
 - Atomic: a call that raises or is cancelled has happened wholly or not at all; called again, it gives the same answer.
-- Leases go by the store's own clock, never by a wall clock: a jump of it moves no lease.
+- Leases go by a clock of the store's own. In memory and SQLite it is monotonic. In Redis it is the server's, which is
+  that machine's wall clock: put forward, it ends no lease (it counts as time in which nobody could give a sign of
+  life); put back, leases that nobody renews end later by as much. Nobody else's clock counts.
+- When the store was away, no owner that lives loses its run by that: all leases hold for a full length from when it is
+  back.
 - `StoreAway` means: not now, try again. Nothing is retried in silence.
 """
 

@@ -5,7 +5,8 @@ whose reply was lost is sent again and answered as the first time. What is ackno
 with an append-only file it survives the death of the process, with `replicas=1` in the URL a failover too. Without,
 a failover loses what had not been replicated: the log of a live run then goes on after a `run.gap` event {from, to:
 the numbers that were lost or left out}, and no seq or fence is given twice. Leases go by the server's TIME; wall times
-too, unless a `clock` is given.
+too, unless a `clock` is given. After a time in which nobody swept, as nobody could reach the server, all leases hold
+for another full length at least: the live owners come back first.
 
 Order: on one server (or with Sentinel) strictly first in, first out; in a cluster nearly (`redis_ready`).
 """
@@ -59,7 +60,8 @@ from unjam.runs.store.redis_scripts import Scripts, ms, new_token, optional
 
 class RedisStore(Scripts):
     """`url`: see `redis_url`. `on_warning`: told in words what endangers runs (eviction, no append-only file, no TLS).
-    `clock`: wall time in seconds; None: the server's."""
+    `clock`: wall time in seconds; None: the server's. `lease`: seconds that the owners of running runs are given when
+    nobody could reach the server, or nobody swept, for some time."""
 
     async def open(self) -> None:
         try:
@@ -199,13 +201,14 @@ class RedisStore(Scripts):
 
     async def sweep(self, limit: int = 100) -> list[Settled]:
         due = range(len(self._link.tags))
+        words = (LOST, EXHAUSTED, ms(self._lease))
         if self._link.clustered:
-            counts = await asyncio.gather(*(self._indexed("sweep", part, 0, LOST, EXHAUSTED) for part in due))
+            counts = await asyncio.gather(*(self._indexed("sweep", part, 0, *words) for part in due))
             due = [part for part, reply in enumerate(counts) if reply[1]]  # type: ignore[assignment]
         settled: list[Settled] = []
         for part in due:
             if len(settled) < limit:
-                reply = await self._indexed("sweep", part, limit - len(settled), LOST, EXHAUSTED)
+                reply = await self._indexed("sweep", part, limit - len(settled), *words)
                 settled += [Settled(run_of(values), True) for values in reply[1]]
         return settled
 

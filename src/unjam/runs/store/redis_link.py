@@ -39,6 +39,9 @@ SCHEMA: Final = b"1"
 BULK: Final = 64 << 10
 #: Seconds between looks at whether the lines still answer, and for how long one may not.
 _WATCH, _SILENCE = 0.5, 5.0
+#: Seconds after which a sweep notes its time again; without a sweep for so long (and a sixth of a lease) the server was
+#: away, or everybody was.
+_STAMP, _HOLE = 0.5, 2.0
 _NAMES: Final = [
     "open",
     "create",
@@ -89,6 +92,8 @@ class Library:
             "@ONE@": "false" if clustered else "true",
             "@LOOKED@": str(LOOKED),
             "@KEY_KEPT@": f"{KEY_KEPT:.0f}",
+            "@STAMP@": f"{_STAMP * 1000:.0f}",
+            "@HOLE@": f"{_HOLE * 1000:.0f}",
         }
         for mark, value in fill.items():
             text = text.replace(mark, value)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from unjam.runs.model import partition_of
-from unjam.runs.store.base import Fenced, OnGrowth, OnReady, StoreAway, UnknownRun
+from unjam.runs.store.base import LEASE, Fenced, OnGrowth, OnReady, StoreAway, UnknownRun
 from unjam.runs.store.redis_codec import checked
 from unjam.runs.store.redis_feed import Channels, Feed
 from unjam.runs.store.redis_link import Link
@@ -34,12 +34,14 @@ class Scripts:
         *,
         on_warning: Callable[[str], None] = lambda warning: None,
         clock: Callable[[], float] | None = None,
+        lease: float = LEASE,
     ) -> None:
         self.on_growth: OnGrowth = lambda run, seq: None
         self.on_ready: OnReady = lambda service: None
         self._place = parse(url)
         self._prefix = self._place.prefix
         self._clock = clock
+        self._lease = lease
         self._link = Link(self._place, on_warning)
         self._feed = Feed(self._link, self._heard, self._subscribed)
         self._link.on_map = self._feed.replan

@@ -339,6 +339,7 @@ class SqliteStore:
             prepare(connection, self.path)
             self._ledger.load(connection)
         except BaseException:
+            self._ledger.missed = True
             self._ledger.connection = None
             if connection is not None:
                 connection.close()

@@ -50,6 +50,8 @@ class State:
         #: What the group is to tell: run → next seq; services with something to claim.
         self.growth: dict[str, int] = {}
         self.ready: set[str] = set()
+        #: There was no connection to be had since the last one.
+        self.missed = False
         self._firm_now = True
         self._clock = clock
         self._monotonic = monotonic
@@ -73,7 +75,8 @@ class State:
     # -- groups --------------------------------------------------------------------------------------------------------
 
     def load(self, connection: sqlite3.Connection) -> None:
-        """Begin with what the file says. Running runs keep the lease they have, or get a fresh one."""
+        """Begin with what the file says. Running runs keep the lease they have; they get a fresh one where there was
+        none, or where their owners could not tell for a time that they live."""
         self.connection = connection
         self._firm_now = True
         self._forget()
@@ -91,11 +94,13 @@ class State:
             for service, number in rows:
                 self._counts.setdefault(service, {QUEUED: 0, RUNNING: 0})[status] = number
         lent, self._lent, self._leases = self._lent, {}, Due()
-        fresh = (self._monotonic() + self._lease, self._lease)
+        now = self._monotonic()
         for row in connection.execute(_RUNNING):
             live = live_from(row)
             self._lives[live.run.id] = live
-            self._relend(live, lent.get(live.run.id, fresh))
+            end, length = lent.get(live.run.id, (now + self._lease, self._lease))
+            self._relend(live, (max(end, now + length) if self.missed else end, length))
+        self.missed = False
 
     @property
     def touched(self) -> int:

@@ -1,0 +1,83 @@
+"""What an outage, a lack of memory or a slow way to Redis does to runs whose owners are well: nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unjam.runs.model import Claim
+from unjam.runs.store.redis import RedisStore
+
+from .redis_faults import in_loop, new_run, progress
+from .redis_servers import Server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("redis"), "appendonly yes").start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    return re.sub(r"\W", "", request.node.name)[:40] + ":"
+
+
+async def shown(store: RedisStore) -> Claim:
+    """Of a run that is lost when its lease is: it has shown something."""
+    await store.create(new_run())
+    claim = await store.claim(["auditor"], "w", pull=True)
+    assert claim is not None
+    await store.append(claim.run.id, claim.run.fence, 1, [progress(1)])
+    return claim
+
+
+def pass_by(server: Server, prefix: str, seconds: float, *fields: str) -> None:
+    """The server's clock is later by so much: since the last sweep where `fields` is `at`."""
+    with server.client() as client:
+        for run in client.zrange(f"{prefix}{{all}}:leases", 0, -1):
+            client.zincrby(f"{prefix}{{all}}:leases", -seconds * 1000, run)
+        for field in fields:
+            if client.hexists(f"{prefix}{{all}}:swept", field):
+                client.hincrby(f"{prefix}{{all}}:swept", field, -int(seconds * 1000))
+
+
+@in_loop
+async def test_an_outage_longer_than_the_lease_takes_no_run_from_its_owner(server: Server, prefix: str) -> None:
+    store = RedisStore(server.url(prefix=prefix))
+    await store.open()
+    claim = await shown(store)
+    run, fence = claim.run.id, claim.run.fence
+    assert await store.sweep() == []
+    for _ in range(2):
+        # Nobody came through, nobody swept; the first who comes is a sweep.
+        pass_by(server, prefix, 60, "at", "calm")
+        assert await store.sweep() == []
+        assert not (await store.heartbeat(run, fence)).cancel
+        # A sweep in time, so that another outage is one again.
+        pass_by(server, prefix, 1, "at", "calm")
+        assert await store.sweep() == []
+    # The owner died in the meantime: noticed once the wait is over.
+    for _ in range(28):
+        assert await store.sweep() == []
+        pass_by(server, prefix, 1, "at", "calm")
+    pass_by(server, prefix, 2, "at", "calm")
+    assert [settled.run.status for settled in await store.sweep()] == ["failed"]
+    await store.close()
+
+
+@in_loop
+async def test_who_sweeps_seldom_sweeps_all_the_same(server: Server, prefix: str) -> None:
+    store = RedisStore(server.url(prefix=prefix))
+    await store.open()
+    await shown(store)
+    swept = []
+    for _ in range(8):
+        swept += await store.sweep()
+        pass_by(server, prefix, 20, "at", "calm")
+    assert [settled.run.status for settled in swept] == ["failed"]
+    await store.close()
