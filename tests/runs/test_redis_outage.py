@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from unjam.runs.model import Claim
+from unjam.runs.store.base import StoreAway
 from unjam.runs.store.redis import RedisStore
 
 from .redis_faults import in_loop, new_run, progress
@@ -80,4 +81,36 @@ async def test_who_sweeps_seldom_sweeps_all_the_same(server: Server, prefix: str
         swept += await store.sweep()
         pass_by(server, prefix, 20, "at", "calm")
     assert [settled.run.status for settled in swept] == ["failed"]
+    await store.close()
+
+
+@pytest.fixture
+def full(server: Server) -> Iterator[None]:
+    """Puts back what the test does to the server's memory."""
+    yield
+    server.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.usefixtures("full")
+@in_loop
+async def test_out_of_memory_it_takes_signs_of_life(server: Server, prefix: str) -> None:
+    store = RedisStore(server.url(prefix=prefix))
+    await store.open()
+    claim = await shown(store)
+    run, fence = claim.run.id, claim.run.fence
+    server.ask("CONFIG", "SET", "maxmemory", "1")
+    pass_by(server, prefix, 25)
+    await store.heartbeat(run, fence)
+    pass_by(server, prefix, 25)
+    assert await store.sweep() == []
+    with pytest.raises(StoreAway, match="out of memory"):
+        await store.heartbeat(run, fence, b"a checkpoint is for later")
+    # One that comes anew too.
+    other = RedisStore(server.url(prefix=prefix))
+    await other.open()
+    await other.heartbeat(run, fence)
+    pass_by(server, prefix, 25)
+    assert await other.sweep() == []
+    assert (await other.finish(run, fence, "completed", result=b"1")).changed
+    await other.close()
     await store.close()

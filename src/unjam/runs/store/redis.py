@@ -164,8 +164,8 @@ class RedisStore(Scripts):
     ) -> Beat:
         check_size(checkpoint)
         reply = await self._owned(
-            run, "heartbeat", fence, ms(lease), *optional(checkpoint), *(() if version is None else (version,)),
-            bulk=len(checkpoint or b"") > BULK,
+            run, "heartbeat" if checkpoint is None else "save", fence, ms(lease), *optional(checkpoint),
+            *(() if version is None else (version,)), bulk=len(checkpoint or b"") > BULK,
         )  # fmt: skip
         return Beat(reply[1] is not None, reply[2])
 

@@ -50,6 +50,7 @@ _NAMES: Final = [
     "heads",
     "append",
     "heartbeat",
+    "save",
     "finish",
     "release",
     "cancel",
@@ -68,8 +69,11 @@ _NAMES: Final = [
     "announce",
     "workers",
 ]
-#: What frees memory is done in want of it, too.
-_FREEING: Final = frozenset({"finish", "release", "cancel", "sweep", "delete", "housekeep"})
+#: What frees memory is done in want of it, too; and signs of life, which take none: or else the sweep, which is done,
+#: would take runs from owners that live. And what a connection begins with, for these to come through.
+_FREEING: Final = frozenset({"open", "heartbeat", "finish", "release", "cancel", "sweep", "delete", "housekeep"})
+#: Of another name's text: what differs is when it may run.
+_BODIES: Final = {"save": "heartbeat"}
 _READING: Final = frozenset({"claimed", "heads", "inputs", "get", "result", "read", "list", "dead", "depth", "workers"})
 
 #: A place for a line: the server, and what it is used for: 0 and 1, small calls; `_BULK`: large ones.
@@ -85,7 +89,8 @@ class Library:
         folder = resources.files("unjam.runs.store") / "lua"
         text = (folder / "common.lua").read_text()
         for name in _NAMES:
-            text += f"\nlocal function f_{name}(KEYS, ARGV)\nbegin(ARGV)\n{(folder / f'{name}.lua').read_text()}end\n"
+            body = (folder / f"{_BODIES.get(name, name)}.lua").read_text()
+            text += f"\nlocal function f_{name}(KEYS, ARGV)\nbegin(ARGV)\n{body}end\n"
         fill = {
             "@PREFIX@": prefix,
             "@PUBLISH@": "SPUBLISH" if clustered else "PUBLISH",
@@ -301,12 +306,21 @@ class Link:
         self._judge(line.name, info)
         if info.get("role") == "slave":
             raise StoreAway(f"Redis at {line.name} is a read-only replica")
-        await self._load(line)
+        refused = None
+        try:
+            await self._load(line)
+        except StoreAway as error:
+            refused = error  # out of memory, say: the functions are there from before, maybe
         promoted = info.get("master_replid2", "0").strip("0")
         lineage = (info.get("master_replid", ""), promoted)
-        await asyncio.gather(
-            *(self._check(line, part, address, lineage) for part, at in enumerate(self._map) if at == address)
-        )
+        try:
+            await asyncio.gather(
+                *(self._check(line, part, address, lineage) for part, at in enumerate(self._map) if at == address)
+            )
+        except ResponseError:
+            if refused is not None:
+                raise refused from None
+            raise
 
     async def _load(self, line: Line) -> None:
         try:
