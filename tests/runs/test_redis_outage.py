@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,4 +115,52 @@ async def test_out_of_memory_it_takes_signs_of_life(server: Server, prefix: str)
     assert await other.sweep() == []
     assert (await other.finish(run, fence, "completed", result=b"1")).changed
     await other.close()
+    await store.close()
+
+
+@in_loop
+async def test_no_hint_and_no_fault_of_who_is_told_ends_the_hints(server: Server, prefix: str) -> None:
+    warnings: list[str] = []
+    store = RedisStore(server.url(prefix=prefix), on_warning=warnings.append)
+    await store.open()
+    grown: asyncio.Queue[int] = asyncio.Queue()
+    ready: asyncio.Queue[str] = asyncio.Queue()
+    batches = itertools.count(2)
+    store.on_growth = lambda run, seq: grown.put_nowait(seq)
+    claim = await shown(store)
+    run, fence = claim.run.id, claim.run.fence
+    store.watch(run)
+    store.on_ready = ready.put_nowait
+    while await grown.get() != 3:  # once it is subscribed
+        pass
+
+    async def heard() -> None:
+        following = (await store.append(run, fence, next(batches), [progress(1)])).next
+        while await grown.get() != following:
+            pass
+        await store.create(new_run(service="another"))
+        while await ready.get() != "another":
+            pass
+
+    async with asyncio.timeout(5):
+        await heard()
+        for channel in (f"{prefix}{{all}}:ready", f"{prefix}{{p{run[4:6]}}}:log:{run}"):
+            for rubbish in (b"x", b"", b"\xff\n\n\n", b"1\nfast\nno number\nauditor\n"):
+                server.ask("PUBLISH", channel, rubbish)
+        await heard()
+        assert any("hint" in warning for warning in warnings)
+
+        def broken(*told: object) -> None:
+            raise ZeroDivisionError("who is told")
+
+        store.on_growth = store.on_ready = broken
+        told = len(warnings)
+        await store.append(run, fence, next(batches), [progress(1)])
+        await store.create(new_run(service="third"))
+        while len(warnings) == told:
+            await asyncio.sleep(0.01)
+        assert "who is told" in warnings[-1]
+        store.on_growth = lambda run, seq: grown.put_nowait(seq)
+        store.on_ready = ready.put_nowait
+        await heard()
     await store.close()

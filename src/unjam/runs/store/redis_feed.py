@@ -2,7 +2,8 @@
 
 A hint may be lost whenever a connection is. So after every (re)connection all is subscribed again, and for each channel
 that is confirmed `on_subscribed` is called: what happened before must be looked up, what comes after will be told.
-A connection that says nothing is asked every 5 s and given up after 12.
+A connection that says nothing is asked every 5 s and given up after 12. What isn't understood, and faults of those who
+are told, are warned of; nothing ends the hearing.
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ class _Ear:
                 self._feed.link.tell(f"Redis does not allow us to subscribe, so hints come late: {error}")
             except (RedisError, OSError):
                 pass
+            except Exception as error:  # noqa: BLE001 - without hints all is late, for the life of the process
+                self._feed.link.tell(f"hints from Redis were interrupted by a fault: {error!r}")
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(pause)
@@ -200,13 +203,19 @@ class _Ear:
             kind, channel = reply[0], reply[1].decode()
             if kind in (b"message", b"smessage"):
                 if channel in self._channels:
-                    self._feed.on_message(channel, reply[2])
+                    self._hear(channel, reply[2])
             elif kind in (b"subscribe", b"ssubscribe"):
                 if not fresh:
                     loop.call_soon(self._confirm, fresh)
                 fresh.append(channel)
             elif kind == b"sunsubscribe" and channel in self._channels and channel not in self._changes:
                 return  # its partition has moved
+
+    def _hear(self, channel: str, payload: bytes) -> None:
+        try:
+            self._feed.on_message(channel, payload)
+        except Exception as error:  # noqa: BLE001 - anybody may publish there, and one hint is no more than that
+            self._feed.link.tell(f"a hint from Redis was dropped: {error!r}")
 
     def _confirm(self, fresh: list[str]) -> None:
         channels = [channel for channel in fresh if channel in self._channels]

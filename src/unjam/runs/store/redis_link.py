@@ -39,6 +39,8 @@ SCHEMA: Final = b"1"
 BULK: Final = 64 << 10
 #: Seconds between looks at whether the lines still answer, and for how long one may not.
 _WATCH, _SILENCE = 0.5, 5.0
+#: Different warnings that are given; a fault may come in many words.
+_WARNINGS: Final = 1000
 #: Seconds after which a sweep notes its time again; without a sweep for so long (and a sixth of a lease) the server was
 #: away, or everybody was.
 _STAMP, _HOLE = 0.5, 2.0
@@ -352,7 +354,7 @@ class Link:
             self.tell(f"Redis at {name} keeps no append-only file: what it acknowledged is lost when it dies")
 
     def tell(self, warning: str, always: bool = False) -> None:
-        if always or warning not in self._warned:
+        if always or (warning not in self._warned and len(self._warned) < _WARNINGS):
             self._warned.add(warning)
             self._warn(warning)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from unjam.runs.model import partition_of
-from unjam.runs.store.base import LEASE, Fenced, OnGrowth, OnReady, StoreAway, UnknownRun
+from unjam.runs.store.base import LEASE, Fenced, OnGrowth, OnReady, StoreAway, StoreError, UnknownRun
 from unjam.runs.store.redis_codec import checked
 from unjam.runs.store.redis_feed import Channels, Feed
 from unjam.runs.store.redis_link import Link
@@ -142,7 +142,7 @@ class Scripts:
         if not channel.endswith("}:ready"):
             run = channel[-31:]
             if run in self._watched:
-                self.on_growth(run, int(payload))
+                self._hint(self.on_growth, run, int(payload))
             return
         pull, lane, place, service = payload.decode().split("\n", 3)
         if self._link.clustered:
@@ -159,7 +159,14 @@ class Scripts:
     def _told(self) -> None:
         services, self._ready = self._ready, set()
         for service in services:
-            self.on_ready(service)
+            self._hint(self.on_ready, service)
+
+    def _hint(self, call: Callable[..., None], *arguments: Any) -> None:
+        """A fault of who is told is not of those who are told after."""
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self._link.tell(f"a hint from Redis met a fault: {error!r}")
 
     def _subscribed(self, channels: Channels) -> None:
         """From now on we are told; what was before must be looked up."""
@@ -178,9 +185,12 @@ class Scripts:
                 runs = some + runs
                 await asyncio.sleep(0.5)
                 continue
+            except StoreError as error:
+                self._link.tell(f"what grew while Redis was away can't be looked up: {error}")
+                continue
             for run, seq in zip(some, found, strict=True):
                 if seq is not None and run in self._watched:
-                    self.on_growth(run, int(seq))
+                    self._hint(self.on_growth, run, int(seq))
 
     async def _seq(self, run: str) -> bytes | None:
         part = partition_of(run)
