@@ -25,10 +25,11 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 class Proxy:
     """Between store and Redis. `cut_every`: cuts a connection instead of passing on each so-manyth piece of replies,
-    half of it gone; 0: never."""
+    half of it gone; 0: never. `rate`: bytes a second that pass, in each direction of a connection; 0: as they come."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, rate: int = 0) -> None:
         self.target = port
+        self.rate = rate
         self.port = 0
         self.cut_every = 0
         self.cuts = 0
@@ -68,6 +69,9 @@ class Proxy:
                     writer.write(piece[: len(piece) // 2])
                     raise EOFError
             writer.write(piece)
+            if self.rate:
+                await writer.drain()
+                await asyncio.sleep(len(piece) / self.rate)
         raise EOFError
 
 

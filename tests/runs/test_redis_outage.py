@@ -6,15 +6,16 @@ import asyncio
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from unjam.runs.model import Claim
+from unjam.runs.store import redis_line, redis_link
 from unjam.runs.store.base import StoreAway
 from unjam.runs.store.redis import RedisStore
 
-from .redis_faults import in_loop, new_run, progress
+from .redis_faults import Proxy, in_loop, new_run, progress
 from .redis_servers import Server
 
 
@@ -86,36 +87,42 @@ async def test_who_sweeps_seldom_sweeps_all_the_same(server: Server, prefix: str
     await store.close()
 
 
-@pytest.fixture
+@contextmanager
 def full(server: Server) -> Iterator[None]:
-    """Puts back what the test does to the server's memory."""
-    yield
-    server.ask("CONFIG", "SET", "maxmemory", "0")
+    """It has no memory left meanwhile."""
+    server.ask("CONFIG", "SET", "maxmemory", "1")
+    try:
+        yield
+    finally:
+        server.ask("CONFIG", "SET", "maxmemory", "0")
 
 
-@pytest.mark.usefixtures("full")
 @in_loop
 async def test_out_of_memory_it_takes_signs_of_life(server: Server, prefix: str) -> None:
     store = RedisStore(server.url(prefix=prefix))
     await store.open()
     claim = await shown(store)
     run, fence = claim.run.id, claim.run.fence
-    server.ask("CONFIG", "SET", "maxmemory", "1")
-    pass_by(server, prefix, 25)
-    await store.heartbeat(run, fence)
-    pass_by(server, prefix, 25)
-    assert await store.sweep() == []
-    with pytest.raises(StoreAway, match="out of memory"):
-        await store.heartbeat(run, fence, b"a checkpoint is for later")
-    # One that comes anew too.
     other = RedisStore(server.url(prefix=prefix))
-    await other.open()
-    await other.heartbeat(run, fence)
-    pass_by(server, prefix, 25)
-    assert await other.sweep() == []
-    assert (await other.finish(run, fence, "completed", result=b"1")).changed
-    await other.close()
-    await store.close()
+    try:
+        pass_by(server, prefix, 25)
+        with full(server):
+            await store.heartbeat(run, fence)
+            with pytest.raises(StoreAway, match="out of memory"):
+                await store.heartbeat(run, fence, b"a checkpoint is for later")
+        pass_by(server, prefix, 25)
+        with full(server):
+            assert await store.sweep() == []
+            # Who comes only now is heard too.
+            await other.open()
+            await other.heartbeat(run, fence)
+        pass_by(server, prefix, 25)
+        with full(server):
+            assert await other.sweep() == []
+            assert (await other.finish(run, fence, "completed", result=b"1")).changed
+    finally:
+        await other.close()
+        await store.close()
 
 
 @in_loop
@@ -163,4 +170,54 @@ async def test_no_hint_and_no_fault_of_who_is_told_ends_the_hints(server: Server
         store.on_growth = lambda run, seq: grown.put_nowait(seq)
         store.on_ready = ready.put_nowait
         await heard()
+    await store.close()
+
+
+@in_loop
+async def test_a_slow_way_is_no_silence(server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # For so long nothing may cross; the result below takes longer to cross.
+    monkeypatch.setattr(redis_link, "_SILENCE", 0.2)
+    monkeypatch.setattr(redis_link, "_WATCH", 0.05)
+    large = b'"' + b"x" * (2 << 20) + b'"'
+    async with Proxy(server.port, rate=4 << 20) as proxy:
+        store = RedisStore(f"redis://127.0.0.1:{proxy.port}?prefix={prefix}&patience=1")
+        await store.open()
+        try:
+            claim = await shown(store)
+            run, fence = claim.run.id, claim.run.fence
+            # Beside it, small calls pass as ever.
+            finish = asyncio.create_task(store.finish(run, fence, "completed", result=large))
+            while not finish.done():
+                assert (await store.get(run)).id == run
+                await asyncio.sleep(0.05)
+            assert (await finish).changed
+            assert await asyncio.gather(store.result(run), store.result(run)) == [large, large]
+        finally:
+            await store.close()
+
+
+@in_loop
+async def test_a_server_that_stops_in_the_middle_is_silent(
+    server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_line, "_SLOWEST", 64 << 20)
+    monkeypatch.setattr(redis_link, "_SILENCE", 0.3)
+    monkeypatch.setattr(redis_link, "_WATCH", 0.05)
+    store = RedisStore(server.url(prefix=prefix, patience=1))
+    await store.open()
+    claim = await shown(store)
+    server.pause()
+    try:
+        large = b'"' + b"x" * (15 << 20) + b'"'
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreAway, match=r"can't be reached: (silent|no answer)"):
+                await store.finish(claim.run.id, claim.run.fence, "completed", result=large)
+    finally:
+        server.resume()
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(StoreAway):
+                assert (await store.finish(claim.run.id, claim.run.fence, "completed", result=large)).run.ended
+                break
+            await asyncio.sleep(0.05)
     await store.close()

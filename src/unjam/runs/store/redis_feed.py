@@ -134,7 +134,9 @@ class _Ear:
         while True:
             connection = self._feed.link.place.connection(self._address)
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
+                # redis-py waits without limit for answers to what it begins with.
+                async with asyncio.timeout(_SILENCE):
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 pause = 0.02
                 await self._listen(connection)
             except NoPermissionError as error:

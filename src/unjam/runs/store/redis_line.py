@@ -2,12 +2,16 @@
 matched in order by a reader of the line's own.
 
 So a caller that is cancelled leaves nothing behind: its reply is read and dropped here. A line that fails, or is silent
-for too long, is given up as a whole: all who wait get `Lost`, and nobody ever reads a reply that was another's.
+for too long, is given up as a whole: all who wait get `Lost`, and nobody ever reads a reply that was another's. A slow
+way is no silence: as long as bytes cross, whatever is large may take its time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
@@ -22,6 +26,8 @@ from unjam.runs.store.base import StoreAway, StoreError
 _REPLICATION: Final = 1000
 
 _PLAIN, _DURABLE, _WAIT = range(3)
+#: Bytes that may be on their way where we can't see them, and bytes in a second that the slowest way takes.
+_HIDDEN, _SLOWEST = 8 << 20, 512 << 10
 
 
 class Lost(Exception):
@@ -44,16 +50,25 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
         self._wake = asyncio.Event()
-        self._flying: deque[tuple[asyncio.Future[Any] | None, float, int]] = deque()
+        self._flying: deque[tuple[asyncio.Future[Any] | None, float, int, int]] = deque()
+        self._weight = 0
         self._unconfirmed: list[tuple[asyncio.Future[Any], Any]] = []
         self._durable = False
+        self._progress = Progress(connection)
+        self._crossed = (0, 0, 0)
+        self._crossed_at = self._loop.time()
         self._task = asyncio.create_task(self._run())
 
     @classmethod
-    async def connected(cls, connection: AbstractConnection, name: str, replicas: int = 0) -> Line:
-        """Raises redis-py's errors."""
+    async def connected(cls, connection: AbstractConnection, name: str, replicas: int, patience: float) -> Line:
+        """Raises redis-py's errors; TimeoutError after `patience` seconds."""
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            # redis-py waits without limit for answers to what it begins with.
+            async with asyncio.timeout(patience):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            await connection.disconnect(nowait=True)
+            raise TimeoutError(f"no answer in {patience:g} s") from None
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -64,16 +79,23 @@ class Line:
         if self.lost is not None:
             raise Lost(self.lost, False)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._out.append(pack_command(tuple(args)))
+        packed = pack_command(tuple(args))
+        self._out.append(packed)
         replicated = durable and self._replicas > 0
         self._durable |= replicated
-        self._flying.append((future, self._loop.time(), _DURABLE if replicated else _PLAIN))
+        self._weight += len(packed)
+        self._flying.append((future, self._loop.time(), _DURABLE if replicated else _PLAIN, len(packed)))
         self._wake.set()
         return future
 
     def silent(self, now: float) -> float:
-        """Seconds that the oldest command waits."""
-        return now - self._flying[0][1] if self._flying else 0.0
+        """Seconds that commands wait and nothing has crossed, either way, as far as was seen by asking; less those that
+        what was sent may take on a way beyond what can be seen of it, as by a proxy or a tunnel."""
+        if not self._flying:
+            return 0.0
+        if (crossed := self._progress.seen()) != self._crossed:
+            self._crossed, self._crossed_at = crossed, now
+        return now - max(self._flying[0][1], self._crossed_at) - min(self._weight, _HIDDEN) / _SLOWEST
 
     def lose(self, why: str) -> None:
         """Give it up; callers may send again by another."""
@@ -97,7 +119,7 @@ class Line:
             read.cancel()
             for future, _ in self._unconfirmed:
                 self._fail(future)
-            for entry, _, _ in self._flying:
+            for entry, _, _, _ in self._flying:
                 if entry is not None:
                     self._fail(entry)
             self._flying.clear()
@@ -116,7 +138,7 @@ class Line:
             if self._durable:
                 self._durable = False
                 self._out.append(pack_command(_wait(self._replicas)))
-                self._flying.append((None, self._loop.time(), _WAIT))
+                self._flying.append((None, self._loop.time(), _WAIT, 0))
             out, self._out = self._out, []
             if not self._connection.is_connected:  # sending would dial again, in the middle of a conversation
                 return
@@ -129,7 +151,8 @@ class Line:
                 reply = await read()
             except ResponseError as error:
                 reply = error
-            future, _, kind = flying.popleft()
+            future, _, kind, size = flying.popleft()
+            self._weight -= size
             if kind == _WAIT:
                 self._confirmed(reply)
             elif future is None or future.done():
@@ -152,6 +175,34 @@ class Line:
                 found = reply if isinstance(reply, int) else 0
                 future.set_exception(StoreAway(f"{found} replicas of {self.name} confirm, {self._replicas} must"))
         self._unconfirmed.clear()
+
+
+class Progress:
+    """Whether bytes cross on a connection, which is open."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        # redis-py has no public way to its streams.
+        streams: Any = connection
+        self._transport: asyncio.WriteTransport = streams._writer.transport
+        self._came = 0
+        feed = streams._reader.feed_data
+
+        def fed(data: bytes) -> None:
+            self._came += len(data)
+            feed(data)
+
+        streams._reader.feed_data = fed
+
+    def seen(self) -> tuple[int, int, int]:
+        """Changes with every byte that comes, and as bytes leave: from our buffer, and from the kernel's."""
+        unsent = 0
+        if (socket := self._transport.get_extra_info("socket")) is not None:
+            try:
+                # SIOCOUTQ on a socket: what the other end has not acknowledged.
+                unsent = struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+            except OSError:
+                pass  # there is none any more
+        return self._came, self._transport.get_write_buffer_size(), unsent
 
 
 def _wait(replicas: int) -> tuple[Any, ...]:

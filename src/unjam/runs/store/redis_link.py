@@ -37,7 +37,9 @@ from unjam.runs.store.redis_url import Address, Place, named
 SCHEMA: Final = b"1"
 #: Bytes of a call from which it takes a connection of its own, so that small ones needn't wait behind it.
 BULK: Final = 64 << 10
-#: Seconds between looks at whether the lines still answer, and for how long one may not.
+#: Large calls under way at once; those after them wait here, not in a server's buffers and ours.
+_BULKS: Final = 8
+#: Seconds between looks at whether the lines still answer, and for how long nothing may cross on one.
 _WATCH, _SILENCE = 0.5, 5.0
 #: Different warnings that are given; a fault may come in many words.
 _WARNINGS: Final = 1000
@@ -127,6 +129,7 @@ class Link:
         self._warned: set[str] = set()
         self._lines: dict[_Key, Line] = {}
         self._dialing: dict[_Key, asyncio.Task[Line]] = {}
+        self._arriving: set[Line] = set()
         self._refreshing: asyncio.Task[None] | None = None
         #: By partition in a cluster, else one: the server, None: to be found out.
         self._map: list[Address | None] = [None] * len(self.tags)
@@ -137,6 +140,7 @@ class Link:
         #: Since when a server is away, when it was last tried.
         self._away: dict[str, tuple[float, float, StoreError]] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self._bulks = asyncio.Semaphore(_BULKS)
 
     async def open(self) -> None:
         """Raises StoreAway, or StoreError for what isn't a store of ours."""
@@ -169,8 +173,11 @@ class Link:
         """Run a function; `part`: whose server it is sent to. Raises StoreAway, StoreError."""
         full = self._library.full[name]
         first = ("FCALL", full, 1, key, now, "0", *argv)
-        reply = await self._call(part, first, ("FCALL", full, 1, key, now, "1", *argv), durable, bulk)
-        return reply  # type: ignore[no-any-return]
+        again = ("FCALL", full, 1, key, now, "1", *argv)
+        if not bulk:
+            return await self._call(part, first, again, durable, False)  # type: ignore[no-any-return]
+        async with self._bulks:
+            return await self._call(part, first, again, durable, True)  # type: ignore[no-any-return]
 
     async def command(self, part: int, *args: Any) -> Any:
         """A command that changes nothing."""
@@ -271,12 +278,16 @@ class Link:
     async def _connect(self, address: Address, use: int) -> Line:
         loop, name = asyncio.get_running_loop(), named(address)
         try:
-            line = await Line.connected(self.place.connection(address), name, self.place.replicas)
+            connection = self.place.connection(address)
+            line = await Line.connected(connection, name, self.place.replicas, self.place.patience)
+            self._arriving.add(line)
             try:
                 await self._arrive(line, address)
             except BaseException:
                 await line.close()
                 raise
+            finally:
+                self._arriving.remove(line)
         except (RedisError, OSError, Lost, StoreAway) as error:
             since = self._away.get(name, (loop.time(), 0.0, None))[0]
             why = error if isinstance(error, StoreError) else in_words(error, name)
@@ -435,9 +446,10 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_WATCH)
-            for line in list(self._lines.values()):
-                if line.lost is None and line.silent(loop.time()) > _SILENCE:
-                    line.lose(f"no answer in {_SILENCE:g} s")
+            for line in (*self._lines.values(), *self._arriving):
+                # All are asked each time: what has crossed shows by asking.
+                if line.silent(loop.time()) > _SILENCE and line.lost is None:
+                    line.lose(f"silent for {_SILENCE:g} s")
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:
