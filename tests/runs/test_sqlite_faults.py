@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from unjam.runs.model import NewEvent
+from unjam.runs.store import sqlite
 from unjam.runs.store.base import StoreAway, StoreError
 from unjam.runs.store.sqlite import SqliteStore
+from unjam.runs.store.sqlite_desk import Desk, Jobs
+from unjam.runs.store.sqlite_state import State
 
 from .sqlite_stores import EVENT, all_runs, claimed, in_loop, new, opened, types
 
@@ -347,5 +350,80 @@ def test_payloads_are_for_the_owner_of_the_process_only(tmp_path: Path) -> None:
             modes = {file.name: os.stat(tmp_path / file.name).st_mode & 0o777 for file in os.scandir(tmp_path)}
             assert set(modes) >= {"runs.db", "runs.db-wal"}
             assert set(modes.values()) == {0o600}
+
+    in_loop(body)
+
+
+# -- faults of our own -------------------------------------------------------------------------------------------------
+
+
+def test_a_fault_while_it_connects_anew_is_told_and_over_when_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        store = SqliteStore(tmp_path / "runs.db")
+        await store.open()
+        connection, store._ledger.connection = store._ledger.connection, None
+        assert connection is not None
+        connection.close()
+
+        def no_memory(*arguments: object) -> None:
+            raise MemoryError
+
+        async with asyncio.timeout(5):
+            with monkeypatch.context() as fault:
+                fault.setattr(State, "load", no_memory)
+                with pytest.raises(StoreAway):
+                    await store.create(new())
+            assert (await store.create(new()))[1]
+            await store.close()
+
+    in_loop(body)
+
+
+def test_while_the_file_was_away_no_lease_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object) -> sqlite3.Connection:
+        raise OSError(5, "a disk that is away")
+
+    async def body() -> None:
+        now = 1000.0
+        store = SqliteStore(tmp_path / "runs.db", monotonic=lambda: now)
+        await store.open()
+        await store.create(new())
+        run = (await claimed(store)).run
+        await store.append(run.id, run.fence, 1, [EVENT])
+        with monkeypatch.context() as fault:
+            fault.setattr(sqlite, "connect", unreachable)
+            connection, store._ledger.connection = store._ledger.connection, None
+            assert connection is not None
+            connection.close()
+            with pytest.raises(StoreAway, match="a disk that is away"):
+                await store.heartbeat(run.id, run.fence)
+            now += 60
+        assert await store.sweep() == []
+        await store.heartbeat(run.id, run.fence)
+        now += 31
+        assert [settled.run.status for settled in await store.sweep()] == ["failed"]
+        await store.close()
+
+    in_loop(body)
+
+
+def test_whatever_a_desk_stumbles_on_it_answers_and_goes_on() -> None:
+    async def body() -> None:
+        def serve(jobs: Jobs) -> None:
+            raise ZeroDivisionError
+
+        def closed() -> None:
+            told.append("closed")
+
+        told: list[object] = []
+        desk = Desk("desk", serve, told.append, closed)
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                with pytest.raises(StoreError, match="ZeroDivisionError"):
+                    await desk.submit(print, (), False)
+            await desk.close()
+        assert told == ["closed"]
 
     in_loop(body)

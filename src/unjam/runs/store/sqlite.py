@@ -300,6 +300,9 @@ class SqliteStore:
         except OSError as error:
             away = StoreAway(f"{self.path}: can't be made ({error.strerror})")
             raise _GroupFailed(away, alone=False) from error
+        except Exception as error:
+            # Out of memory, say: the next group finds out whether it is still so.
+            raise _GroupFailed(StoreAway(f"{self.path}: can't be opened ({error!r})"), alone=False) from error
         ledger = self._ledger
         done: Answers = []
         try:
@@ -352,14 +355,17 @@ class SqliteStore:
         except Exception:  # noqa: BLE001 - whatever it is, what the file says is the truth
             usable = False
         if not usable and self._ledger.connection is not None:
-            self._ledger.connection.close()
-            self._ledger.connection = None
+            connection, self._ledger.connection = self._ledger.connection, None
+            with suppress(sqlite3.Error):
+                connection.close()
 
     def _shut(self) -> None:
-        if self._ledger.connection is not None:
-            self._ledger.connection.close()
-            self._ledger.connection = None
-        self._lock.drop()
+        try:
+            if self._ledger.connection is not None:
+                self._ledger.connection.close()
+                self._ledger.connection = None
+        finally:
+            self._lock.drop()
 
     # -- on the reader's thread ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """A thread that does the jobs of an event loop, in groups: all that came while it did the last ones.
 
 Nothing is waited for to make a group larger: under load they grow by themselves, and a lone job is done at once.
-The loop is woken once for a group.
+The loop is woken once for a group. Whatever goes wrong with one, its callers are told, and the thread goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
-from unjam.runs.store.base import StoreAway
+from unjam.runs.store.base import StoreAway, StoreError
 
 #: Jobs in a group at most: what bounds how long the first of them waits for the others, and, as the thread holds the
 #: interpreter while it decides on them (10 µs each), how long the event loop may have to wait for it.
@@ -92,9 +92,19 @@ class Desk:
                     break
             going = job is not None
             if group:
-                self._to_loop(self._tell, self._serve(group))
-        self._closed()
-        self._to_loop(self._end)
+                self._do(group)
+        try:
+            self._closed()
+        finally:
+            self._to_loop(self._end)
+
+    def _do(self, group: Jobs) -> None:
+        try:
+            answer = self._serve(group)
+        except Exception as error:  # noqa: BLE001 - what is left undone here would be waited for for ever
+            self._to_loop(_fail, group, error)
+        else:
+            self._to_loop(self._tell, answer)
 
     def _end(self) -> None:
         if not self._ended.done():
@@ -105,6 +115,13 @@ class Desk:
             self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
             pass  # the loop was closed under us: nobody waits any more
+
+
+def _fail(group: Jobs, why: Exception) -> None:
+    for job in group:
+        error = StoreError(f"a fault of the store: {why!r}")
+        error.__cause__ = why
+        settle(Done(job, None, error))
 
 
 def settle(done: Done) -> bool:
