@@ -72,8 +72,16 @@ def test_what_could_not_be_kept_is_warned_of(unjam: Unjam, admin: Any, command: 
 
 
 VERSIONS = {
-    "v7": {"breaker": {"state": "closed", "why": "", "evidence": 1.609, "share": 1.0}},
-    "v8": {"breaker": {"state": "ramping", "why": "ramping back", "share": 0.1, "quality_evidence": 0.5}},
+    "v7": {"breaker": {"state": "closed", "why": "", "evidence": 1.609, "trips_at": 7.0, "share": 1.0}},
+    "v8": {
+        "breaker": {
+            "state": "ramping",
+            "why": "ramping back",
+            "share": 0.1,
+            "quality_evidence": 0.5,
+            "quality_trips_at": 7,
+        }
+    },
     "v9": {"breaker": {"state": "open", "why": "by \x1b[31mhand"}},
 }
 
@@ -83,8 +91,8 @@ def test_breakers_are_looked_at(unjam: Unjam, admin: Any) -> None:
     result = unjam("breaker", "agent", "--admin", admin.url)
     assert admin.asked[0][:2] == ("GET", "/api/state")
     assert result.stdout.splitlines() == [
-        "v7: closed; evidence 1.61 (trips at 7)",
-        "v8: ramping at 10% of its weight (ramping back); of quality 0.50 (trips at 7)",
+        "v7: closed; evidence 1.61 of 7",
+        "v8: ramping at 10% of its weight (ramping back); of quality 0.5 of 7",
         "v9: open (by \\x1b[31mhand)",
     ]
     assert unjam("breaker", "agent", "v9", "--admin", admin.url).stdout.startswith("v9: open")

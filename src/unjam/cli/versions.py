@@ -163,13 +163,13 @@ def _show_breaker(name: str, version: dict[str, Any]) -> None:
         line += f" at {share:.0%} of its weight"
     if state.get("why"):
         line += f" ({_text(state['why'])})"
-    evidence = [
-        f"{words} {state[key]:.2f}"
-        for key, words in (("evidence", "evidence"), ("quality_evidence", "of quality"))
-        if isinstance(state.get(key), int | float)
-    ]
-    if evidence:
-        line += f"; {', '.join(evidence)} (trips at 7)"
+    for key, limit, words in (
+        ("evidence", "trips_at", "evidence"),
+        ("quality_evidence", "quality_trips_at", "of quality"),
+    ):
+        found, most = state.get(key), state.get(limit)
+        if isinstance(found, int | float) and isinstance(most, int | float):
+            line += f"; {words} {found:.3g} of {most:.3g}"
     typer.echo(line)
 
 

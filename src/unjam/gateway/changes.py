@@ -13,7 +13,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,6 +55,8 @@ class Changes:
         self._writes = 0
         self._polling = False
         self._polled = 0.0
+        self._stopped = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._states: dict[Version, str] = {}
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -64,6 +66,10 @@ class Changes:
         await self._poll()
 
     async def stop(self) -> None:
+        """What is being written down is still kept, if it takes no longer than any change may."""
+        self._stopped = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=PATIENCE)
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._kept.close()
@@ -84,7 +90,7 @@ class Changes:
         """One endpoint less: who gets its address next is not drained for it."""
         key = f"drain/{endpoint.url}"
         if self.value(key) is True and not self._endpoints(endpoint.url):
-            self._gateway.spawn(self._write_down([self._change(key, True, False, self.where, "the endpoint left")]))
+            self._spawn(self._write_down([self._change(key, True, False, self.where, "the endpoint left")]))
 
     def tick(self) -> None:
         """Twice a second: trips of our own, and changes of others."""
@@ -92,7 +98,7 @@ class Changes:
         now = monotonic()
         if not self._polling and now - self._polled >= POLL and (self._kept.shared or not self._loaded):
             self._polled = now
-            self._gateway.spawn(self._poll())
+            self._spawn(self._poll())
 
     # -- what can be changed ------------------------------------------------------------------------------------
 
@@ -197,7 +203,7 @@ class Changes:
                     why = "the configuration file says so"
                     overruled.append(self._change(change.key, change.after.get("weight"), said, self.where, why))
         if overruled:
-            self._gateway.spawn(self._write_down(overruled))
+            self._spawn(self._write_down(overruled))
 
     def _set_weights(self, service: str, weights: Mapping[str, float]) -> None:
         gateway, now = self._gateway, monotonic()
@@ -237,7 +243,7 @@ class Changes:
     def _turned(self, service: Service, version: Version, before: str, state: str) -> None:
         change = self._change(f"breaker/{service.name}/{version.name}", before, state, self.where, version.breaker.why)
         if state == "open" and not version.down:
-            self._gateway.spawn(self._write_down([change]))
+            self._spawn(self._write_down([change]))
         else:
             # How it comes back is every gateway's own affair; so is which endpoints one can reach.
             self._tell(change)
@@ -246,6 +252,14 @@ class Changes:
 
     def _change(self, key: str, before: Any, after: Any, who: str, why: str) -> Change:
         return Change(key=key, before=before, after=after, who=who, where=self.where, why=why[:500], at=time.time())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._stopped:
+            work.close()
+            return
+        task = self._gateway.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _write_down(self, changes: list[Change]) -> None:
         await self._record(*changes)
