@@ -205,7 +205,8 @@ def test_short_of_memory_it_takes_nothing_new() -> None:
 
 
 def test_the_last_one_that_is_well_is_judged_by_the_breaker_and_not_ejected() -> None:
-    made = balancer(service(fleet=endpoints(1), fallback=(Maintenance("Soon."),)))
+    spec = service(fleet=endpoints(1), ejection=EjectionSpec(failures=3), fallback=(Maintenance("Soon."),))
+    made = balancer(spec)
     s = made.services["s"]
     (only,) = fleet(made)
     for i in range(4):
@@ -221,9 +222,9 @@ def test_the_last_one_that_is_well_is_judged_by_the_breaker_and_not_ejected() ->
 
 
 def test_of_two_that_fail_the_first_is_ejected_and_the_other_is_the_versions() -> None:
-    made = balancer(service(fleet=endpoints(2), breaker=BreakerSpec(error_rate=0.4)))
+    made = balancer(service(fleet=endpoints(2), breaker=BreakerSpec(error_rate=0.4), ejection=EjectionSpec(failures=2)))
     a, b = fleet(made)
-    for _ in range(5):
+    for _ in range(2):
         made.finish(only_on(made, b, 0.0), OK, 0.0)
         fail(made, a, 0.0)
     assert a.ejected_until
@@ -267,6 +268,20 @@ def test_one_bad_endpoint_of_several_is_ejected_and_its_version_stays() -> None:
     assert (version.breaker.state, version.breaker.evidence) == ("closed", 0.0)
     words = made.snapshot(now)["services"]["s"]["versions"]["v"]["endpoints"][0]["why"]
     assert any("failures were its own" in word for word in words)
+
+
+def test_failures_of_two_endpoints_are_nobodys_alone() -> None:
+    made = balancer(service(fleet=endpoints(3), ejection=EjectionSpec(failures=100)))
+    version = made.services["s"].versions[0]
+    for i in range(10):
+        for endpoint in fleet(made):
+            made.finish(only_on(made, endpoint, float(i)), OK, float(i))
+        for endpoint in fleet(made)[:2] if i % 3 else fleet(made)[:1]:
+            fail(made, endpoint, float(i))
+        if not version.breaker.closed:
+            break
+    assert version.breaker.state == "open"
+    assert not any(endpoint.ejections for endpoint in fleet(made))
 
 
 def test_one_endpoint_that_crashes_under_load_takes_only_itself_away() -> None:
