@@ -308,8 +308,8 @@ def normal_rate(failures: int, calls: int) -> float | None:
     """The rate that a version which failed so often may be expected to have; None for fewer than `LEARN_CALLS` calls.
 
     The upper end of Wilson's interval (1927), one-sided 95 %, as of `LEARN_CALLS` calls however many there were: a p0
-    at the very rate of a version would trip it 30 to 200 times in a million calls by chance; this far above, at most
-    twice, whatever its rate.
+    at the very rate of a version would trip it about 20 times in a million calls by chance; this far above, at most
+    twice.
     """
     if calls < LEARN_CALLS:
         return None
