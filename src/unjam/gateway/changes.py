@@ -332,8 +332,8 @@ class Changes:
 
     def _take(self, change: Change, fresh: bool) -> None:
         mine = self._latest.get(change.key)
-        if mine is not None and (mine.n >= change.n or (not mine.n and mine.at >= change.at)):
-            return  # ours is later, or is this one
+        if mine is not None and (mine.n >= change.n or (not fresh and not mine.n and mine.at >= change.at)):
+            return  # ours is later, or is this one; of one that could not be kept only the clock can tell
         self._apply(change, fresh)
         if fresh:
             self._gateway.stats.change(change.key.partition("/")[0], "elsewhere")
