@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unjam.runs.store.base import UnknownRun
+from unjam.runs.store import base
+from unjam.runs.store.base import InputsFull, UnknownRun
 
 from .harness import Harness
 
@@ -59,3 +60,34 @@ async def test_a_run_without_inputs_and_no_run(h: Harness) -> None:
     assert await h.store.inputs(run, 0, 5) == []
     with pytest.raises(UnknownRun):
         await h.store.inputs("run_00" + "0" * 25, 0, 5)
+
+
+async def test_a_run_takes_so_many_and_no_more(h: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MOST_INPUTS", 5)
+    run, other = (await h.create()).id, (await h.create()).id
+    every = await sent(h, run, *(b"%d" % number for number in range(5)))
+    with pytest.raises(InputsFull):
+        await h.store.send(run, b"one too many")
+    assert await h.store.inputs(run, 0) == every
+    assert await h.store.send(other, b"another's are its own") == 1
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+async def test_a_run_takes_so_many_bytes_and_no_more(
+    h: Harness, monkeypatch: pytest.MonkeyPatch, reopened: bool
+) -> None:
+    monkeypatch.setattr(base, "INPUT_BYTES", 1000)
+    run = (await h.create()).id
+    every = await sent(h, run, b"a" * 400, b"b" * 400)
+    if reopened:
+        if "persistent" not in h.capabilities:
+            pytest.skip("is gone when it is closed")
+        await h.reopen()
+    for _ in range(2):
+        with pytest.raises(InputsFull):
+            await h.store.send(run, b"c" * 201)
+    every += [(await h.store.send(run, b"c" * 200), b"c" * 200)]
+    with pytest.raises(InputsFull):
+        await h.store.send(run, b"d")
+    assert await h.store.inputs(run, 0) == every
+    assert InputsFull.code == "inputs_full"

@@ -66,7 +66,7 @@ _CALLS: Final[tuple[dict[str, Any], ...]] = (
         "call": ("post", "/v1/runs/{id}/input", "sendInput", "Give a run that waits or runs something more"),
         "body": shapes.Input,
         "answers": {200: shapes.Sent},
-        "errors": (400, 404, 409, 413, 415, 503),
+        "errors": (400, 404, 409, 413, 415, 429, 503),
     },
     {
         "call": ("post", "/v1/workers/claim", "claimRun", "Take the oldest run of some services; 204: none waits"),
@@ -119,7 +119,7 @@ _MEANING: Final = {
     413: "Too large.",
     415: "Not JSON.",
     422: "The idempotency key was used for another request.",
-    429: "The queue is full.",
+    429: "The queue is full, or the run was sent as much as it takes.",
     503: "The store is away, or the gateway is stopping.",
 }
 

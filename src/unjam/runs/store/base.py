@@ -22,6 +22,9 @@ from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run
 LEASE: Final = 30.0
 #: Bytes of the largest input, result, event, checkpoint or error a store takes; the API's limits are lower.
 LARGEST: Final = 16 << 20
+#: Inputs that a run takes in its life, and bytes of them all: each is kept for as long as the run is.
+MOST_INPUTS: int = 10_000
+INPUT_BYTES: int = 64 << 20
 #: Seconds an idempotency key is known, by the wall clock.
 KEY_KEPT: Final = 24 * 3600.0
 #: Seconds an ended run is kept at least.
@@ -80,6 +83,12 @@ class TenantQueueFull(QueueFull):
     code = "tenant_queue_full"
 
 
+class InputsFull(StoreError):
+    """The run was sent as much as it takes."""
+
+    code = "inputs_full"
+
+
 class NotEnded(StoreError):
     """Only what has ended may be deleted."""
 
@@ -103,6 +112,12 @@ def check_size(*payloads: bytes | None) -> None:
     for payload in payloads:
         if payload is not None and len(payload) > LARGEST:
             raise TooLarge(f"{len(payload)} bytes in one payload; at most {LARGEST}")
+
+
+def check_inputs(number: int, size: int) -> None:
+    """`number`: the next one's, `size`: bytes of all with it. Raises InputsFull."""
+    if number > MOST_INPUTS or size > INPUT_BYTES:
+        raise InputsFull(f"a run takes {MOST_INPUTS} inputs, of {INPUT_BYTES} bytes together")
 
 
 #: (run id, seq of the next event): the log has grown to that, or an input was sent. Only a hint: it may be lost, late
@@ -197,7 +212,8 @@ class Store(Protocol):
 
     async def send(self, run: str, data: bytes) -> int:
         """Give a running or queued run an input; its number, from 1. Who watches the run gets `on_growth`, so that its
-        owner looks for it at once. Raises Fenced when it has ended."""
+        owner looks for it at once. Raises Fenced when it has ended,
+        InputsFull, TooLarge."""
 
     async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
         """The inputs sent to it with numbers above `after`, in order: at most `limit`, and no more once they have

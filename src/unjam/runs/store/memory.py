@@ -45,6 +45,7 @@ from unjam.runs.store.base import (
     Runs,
     TenantQueueFull,
     Workers,
+    check_inputs,
     check_size,
 )
 from unjam.runs.store.memory_book import EVENT, RUN, Book, Held, past
@@ -252,8 +253,10 @@ class MemoryStore(Book):
         held = self._get(run)
         if held.run.status in TERMINAL:
             raise Fenced(f"{run} has ended: {held.run.status}")
+        check_inputs(len(held.inputs) + 1, held.sent + len(data))
         self._make_room(len(data) + EVENT)
         held.inputs.append(data)
+        held.sent += len(data)
         self._grow(held, len(data) + EVENT)
         if run in self._watched:
             self.on_growth(run, held.run.seq)

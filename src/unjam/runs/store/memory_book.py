@@ -53,7 +53,8 @@ Key = tuple[str, str, str]
 @dataclass(slots=True)
 class Held:
     """A run and all that belongs to it. `order`: number of its creation. `why`: reason of its next attempt. `length`:
-    of its lease. `settled_by`: fence whose `finish` ended it. `dropped`: payloads and log are gone."""
+    of its lease. `sent`: bytes of its inputs. `settled_by`: fence whose `finish` ended it. `dropped`: payloads and log
+    are gone."""
 
     run: Run
     input: bytes
@@ -64,6 +65,7 @@ class Held:
     checkpoint_seq: int = 1
     log: list[Event] = field(default_factory=list)
     inputs: list[bytes] = field(default_factory=list)
+    sent: int = 0
     shown: bool = False
     why: str = "first"
     released_by: int | None = None

@@ -42,6 +42,7 @@ from unjam.runs.model import (
     new_id,
     partition_of,
 )
+from unjam.runs.store import base
 from unjam.runs.store.base import (
     KEPT_AT_LEAST,
     LEASE,
@@ -224,8 +225,10 @@ class RedisStore(Scripts):
 
     async def send(self, run: str, data: bytes) -> int:
         check_size(data)
-        reply = checked(await self._script("send", run, secrets.token_bytes(16), data, bulk=len(data) > BULK), run)
-        return int(reply[1])
+        reply = await self._script(
+            "send", run, secrets.token_bytes(16), data, base.MOST_INPUTS, base.INPUT_BYTES, bulk=len(data) > BULK
+        )
+        return int(checked(reply, run)[1])
 
     async def inputs(self, run: str, after: int, limit: int = 256, size: int = 1 << 20) -> list[tuple[int, bytes]]:
         begin = max(after, 0)

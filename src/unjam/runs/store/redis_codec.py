@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 
 from unjam.runs.model import Batch, Event, NewEvent, NewRun, Run, WorkerInfo
-from unjam.runs.store.base import Fenced, KeyReused, LogExpired, NotEnded, QueueFull, TenantQueueFull, UnknownRun
+from unjam.runs.store.base import (
+    Fenced,
+    InputsFull,
+    KeyReused,
+    LogExpired,
+    NotEnded,
+    QueueFull,
+    TenantQueueFull,
+    UnknownRun,
+)
 
 
 def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
@@ -25,6 +34,8 @@ def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
         raise NotEnded(f"{run} is {reply[1].decode()}")
     if code == b"batch":
         raise ValueError(f"after batch {reply[1]} must come the next one")
+    if code == b"inputs full":
+        raise InputsFull(f"{run} was sent as much as a run takes")
     if code == b"reused":
         raise KeyReused("this idempotency key was used for another request")
     if code == b"full":

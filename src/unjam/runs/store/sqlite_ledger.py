@@ -25,7 +25,16 @@ from unjam.runs.model import (
     new_id,
     suits,
 )
-from unjam.runs.store.base import KEY_KEPT, Fenced, KeyReused, NotEnded, QueueFull, TenantQueueFull, UnknownRun
+from unjam.runs.store.base import (
+    KEY_KEPT,
+    Fenced,
+    KeyReused,
+    NotEnded,
+    QueueFull,
+    TenantQueueFull,
+    UnknownRun,
+    check_inputs,
+)
 from unjam.runs.store.sqlite_purge import erase, purge
 from unjam.runs.store.sqlite_rows import COLUMNS, Live
 from unjam.runs.store.sqlite_schema import SEQ_BITS
@@ -232,7 +241,10 @@ class Ledger(State):
         live = self._find(run)
         if live.run.status in TERMINAL:
             raise Fenced(f"{run} has ended: {live.run.status}")
+        size = self._sent_to(live) + len(data)
+        check_inputs(live.sent + 1, size)
         self._touch(live)
+        self._sent[live.no] = size
         live.sent += 1
         self._rows.sent.flat += (live.no << SEQ_BITS | live.sent, data)
         self._rows.advance(live)

@@ -18,6 +18,7 @@ from unjam.runs.store.base import LOOKED, UnknownRun
 from unjam.runs.store.order import Due, QueueName
 from unjam.runs.store.sqlite_queue import FETCH, Window
 from unjam.runs.store.sqlite_rows import COLUMNS, Live, Rows, live_from
+from unjam.runs.store.sqlite_schema import SEQ_BITS
 
 _FIND: Final = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
 _RUNNING: Final = f"SELECT {COLUMNS} FROM runs WHERE status = 'running'"
@@ -26,10 +27,14 @@ _WAITING: Final = (
     " ORDER BY place LIMIT ?"
 )
 _QUEUED_OF: Final = "SELECT count(*) FROM runs WHERE status = 'queued' AND service = ? AND tenant = ?"
+_SENT: Final = "SELECT ifnull(sum(length(data)), 0) FROM sent WHERE id >= ? AND id < ?"
 NEXT_DEADLINE: Final = "SELECT min(deadline) FROM runs WHERE deadline IS NOT NULL AND ended IS NULL"
 
 #: Tenants and services whose waiting runs are counted in memory; others are counted again when they create.
 TENANTS: Final = 10_000
+
+#: Runs whose inputs' bytes are counted in memory; others are counted again when they are sent something.
+SENT: Final = 1000
 
 #: What `abandon` restores of a run; None: it was created.
 _Before = tuple[Any, ...] | None
@@ -65,6 +70,8 @@ class State:
         self._counts: dict[str, dict[Status, int]] = {}
         #: (service, tenant) → how many wait, of those that were asked for.
         self._tenants: dict[tuple[str, str], int] = {}
+        #: Number of a run → bytes of what it was sent, of those that were sent something lately.
+        self._sent: dict[int, int] = {}
         self._leases = Due()
         #: Run → when its lease ends, by `monotonic`; its length.
         self._lent: dict[str, tuple[float, float]] = {}
@@ -84,6 +91,7 @@ class State:
         self._windows.clear()
         self._counts.clear()
         self._tenants.clear()
+        self._sent.clear()
         one = "SELECT 1 + max(ifnull((SELECT max(no) FROM runs), 0), ifnull((SELECT max(no) FROM trash), 0))"
         self._next_no = connection.execute(one).fetchone()[0]
         fronts = connection.execute("SELECT ifnull(min(place), 0) FROM runs WHERE status = 'queued'")
@@ -123,6 +131,7 @@ class State:
 
     def abandon(self) -> None:
         """Nothing of the group has happened. Raises sqlite3.Error when the connection is of no use any more."""
+        self._sent.clear()
         for live, before in reversed(self._journal):
             self._restore(live, before)
         for live, _ in self._journal:
@@ -244,6 +253,17 @@ class State:
                 del self._tenants[next(iter(self._tenants))]
             count = self._tenants[whose] = self._query(_QUEUED_OF, whose).fetchone()[0]
         return count
+
+    def _sent_to(self, live: Live) -> int:
+        """Bytes of its inputs: counted in the file when it is first asked for, and kept from then on."""
+        size = self._sent.get(live.no)
+        if size is None:
+            if len(self._sent) >= SENT:
+                del self._sent[next(iter(self._sent))]
+            size = self._sent[live.no] = self._query(
+                _SENT, (live.no << SEQ_BITS, (live.no + 1) << SEQ_BITS)
+            ).fetchone()[0]
+        return size
 
     def _move(self, live: Live, to: Status) -> None:
         self._count(live.run, live.run.status, -1)
