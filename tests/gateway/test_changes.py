@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -356,7 +357,9 @@ async def test_two_gateways_on_one_redis_do_the_same_within_two_seconds(tmp_path
 
 @in_loop
 async def test_a_trip_is_told_once_and_not_back(shared: Shared) -> None:
-    async with running(text(SHARED)) as (one, admin), running(text(SHARED)) as (other, there):
+    receiver = await Agent().start()
+    config = text(SHARED) + f"webhooks: '{receiver.url}'\n"
+    async with running(config) as (one, admin), running(config) as (other, there):
         await admin.post("/api/breaker", service="agent", version="v8", action="trip")
         await until(lambda: other.gateway.balancer.services["agent"].versions[1].breaker.state == "open")
         await there.post("/api/breaker", service="agent", version="v8", action="reset")
@@ -365,6 +368,12 @@ async def test_a_trip_is_told_once_and_not_back(shared: Shared) -> None:
             gw.server.changes.tick()
         await asyncio.sleep(0.05)
         assert await admin.audit() == [("breaker/agent/v8", "open", "closed"), ("breaker/agent/v8", "closed", "open")]
+    told = [json.loads(seen.body) for seen in receiver.requests]
+    assert [(each["gateway"], each["after"]) for each in told] == [
+        (one.server.changes.where, "open"),
+        (other.server.changes.where, "closed"),
+    ]
+    await receiver.stop()
 
 
 @in_loop
