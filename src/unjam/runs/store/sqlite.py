@@ -1,8 +1,8 @@
 """Runs in a SQLite file: the default store, for one gateway.
 
 Semantics of `base` in full. One thread writes, in groups of what came while it wrote the last ones: one transaction for
-many operations. One that fails takes no other with it: the others are done again, each alone. Another thread reads. No
-call blocks the event loop.
+many operations. One that fails takes no other with it: the others are done again, each alone. Another thread reads, and
+one more looks for lists, by portions. No call blocks the event loop.
 
 What returned survives the death of any process (also `kill -9`). A power cut takes nothing that was created, claimed,
 sent or settled; it may take the last moments' events and checkpoints of a running run. Leases, and which workers are
@@ -61,6 +61,35 @@ class _GroupFailed(Exception):
         self.alone = alone
 
 
+class _Reader:
+    """A connection that only reads, on a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def serve(self, jobs: Jobs) -> _Written:
+        return _Written([self._answer(job) for job in jobs if not job.future.cancelled()], {}, set())
+
+    def _answer(self, job: Job) -> Done:
+        try:
+            if self._connection is None:
+                self._connection = connect(self._path, reader=True)
+            return Done(job, job.call(self._connection, *job.arguments), None)
+        except sqlite3.Error as error:
+            if self._connection is not None and code(error) not in INTACT + LOCKED:
+                self._connection.close()
+                self._connection = None
+            return Done(job, None, translated(error, self._path))
+        except Exception as error:  # noqa: BLE001 - a fault in one query is its caller's; the thread serves others
+            return Done(job, None, error)
+
+    def shut(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
 class SqliteStore:
     """`path`: of the file, which is made where there is none. `clock`: wall time; `monotonic`: what leases go by. Both
     in seconds, and called on any thread. `lease`: seconds that the owners of running runs are given when the file is
@@ -80,9 +109,9 @@ class SqliteStore:
         self._ledger = Ledger(clock, monotonic, self._watched, lease)
         self._lock = Lock(self.path)
         self._presence = Presence(monotonic)
-        self._reader: sqlite3.Connection | None = None
         self._writing: Desk | None = None
         self._reading: Desk | None = None
+        self._listing: Desk | None = None
 
     @property
     def commits(self) -> int:
@@ -91,7 +120,9 @@ class SqliteStore:
 
     async def open(self) -> None:
         self._writing = Desk("unjam-runs-write", self._write_group, self._tell, self._shut)
-        self._reading = Desk("unjam-runs-read", self._read_group, self._tell, self._shut_reader)
+        at_once, lister = _Reader(self.path), _Reader(self.path)
+        self._reading = Desk("unjam-runs-read", at_once.serve, self._tell, at_once.shut)
+        self._listing = Desk("unjam-runs-list", lister.serve, self._tell, lister.shut)
         try:
             await self._write(self._begin)
         except BaseException:
@@ -99,7 +130,7 @@ class SqliteStore:
             raise
 
     async def close(self) -> None:
-        for desk in (self._reading, self._writing):
+        for desk in (self._reading, self._listing, self._writing):
             if desk is not None:
                 await desk.close()
 
@@ -212,10 +243,16 @@ class SqliteStore:
         before: str | None = None,
         limit: int = 50,
     ) -> Runs:
-        return await self._read(reader.listed, tenant, service, status, before, limit)
+        found: Runs = []
+        at = before
+        while True:
+            some, at = await self._list(reader.listed, tenant, service, status, at, limit - len(found))
+            found += some
+            if at is None:
+                return found
 
     async def dead(self, service: str | None = None, limit: int = 100) -> Runs:
-        return await self._read(reader.dead, service, limit)
+        return await self._list(reader.dead, service, limit)
 
     def watch(self, run: str) -> None:
         self._watched.add(run)
@@ -243,6 +280,12 @@ class SqliteStore:
         if self._reading is None:
             raise StoreAway("the store is not open")
         answer: T = await self._reading.submit(call, arguments, False)
+        return answer
+
+    async def _list(self, call: Callable[[sqlite3.Connection, *Ts], T], *arguments: *Ts) -> T:
+        if self._listing is None:
+            raise StoreAway("the store is not open")
+        answer: T = await self._listing.submit(call, arguments, False)
         return answer
 
     def _tell(self, written: _Written) -> None:
@@ -366,26 +409,3 @@ class SqliteStore:
                 self._ledger.connection = None
         finally:
             self._lock.drop()
-
-    # -- on the reader's thread ---------------------------------------------------------------------------------------
-
-    def _read_group(self, jobs: Jobs) -> _Written:
-        return _Written([self._answer(job) for job in jobs if not job.future.cancelled()], {}, set())
-
-    def _answer(self, job: Job) -> Done:
-        try:
-            if self._reader is None:
-                self._reader = connect(self.path, reader=True)
-            return Done(job, job.call(self._reader, *job.arguments), None)
-        except sqlite3.Error as error:
-            if self._reader is not None and code(error) not in INTACT + LOCKED:
-                self._reader.close()
-                self._reader = None
-            return Done(job, None, translated(error, self.path))
-        except Exception as error:  # noqa: BLE001 - a fault in one query is its caller's; the thread serves others
-            return Done(job, None, error)
-
-    def _shut_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sqlite3
 from typing import Any, Final
 
-from unjam.runs.machine import TERMINAL
+from unjam.runs.machine import QUEUED, RUNNING, TERMINAL
 from unjam.runs.model import Batch, Event, Run, age
 from unjam.runs.store.base import UnknownRun
 from unjam.runs.store.sqlite_rows import COLUMNS, run_from
 from unjam.runs.store.sqlite_schema import SEQ_BITS
+
+#: Runs that one look for a list passes by.
+LOOKED: Final = 2000
 
 _LAST: Final = (1 << SEQ_BITS) - 1
 # One statement, so that a run that is deleted meanwhile is there with its events or not at all.
@@ -84,23 +87,37 @@ def listed(
     status: str | None,
     before: str | None,
     limit: int,
-) -> list[Run]:
-    conditions, values = ["1"], list[Any]()
-    for column, value in (("tenant", tenant), ("service", service), ("status", status)):
+) -> tuple[list[Run], str | None]:
+    """What it found, and a run to go on from `before`; None: that was all, or as much as was asked for. It looks at
+    about `LOOKED` rows, so that others get their turn."""
+    source, conditions, values = "runs", ["1"], list[Any]()
+    if status in (QUEUED, RUNNING):
+        # Few beside those that ended.
+        source += f" INDEXED BY {'runs_queue' if status == QUEUED else 'runs_running'}"
+        conditions.append(f"status = '{status}'")
+    for column, value in (("tenant", tenant), ("status", status if status in TERMINAL else None)):
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(value)
+    if status in TERMINAL:
+        conditions.append("ended IS NOT NULL")
     if before is not None:
         # All ids here are of partition 0, so that their order is that of their age.
         conditions.append("id < ?")
         values.append("run_00" + age(before))
-    where = " AND ".join(conditions)
-    return [
-        run_from(row)
-        for row in connection.execute(
-            f"SELECT {COLUMNS} FROM runs WHERE {where} ORDER BY id DESC LIMIT ?", (*values, limit)
-        )
-    ]
+    floor = None
+    if status not in (QUEUED, RUNNING):
+        last = f"SELECT id FROM runs WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT 1 OFFSET ?"
+        if (row := connection.execute(last, (*values, max(LOOKED, limit) - 1)).fetchone()) is not None:
+            floor = row[0]
+            conditions.append("id >= ?")
+            values.append(floor)
+    if service is not None:
+        conditions.append("service = ?")
+        values.append(service)
+    statement = f"SELECT {COLUMNS} FROM {source} WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?"
+    found = [run_from(row) for row in connection.execute(statement, (*values, limit))]
+    return found, None if len(found) == limit else floor
 
 
 def dead(connection: sqlite3.Connection, service: str | None, limit: int) -> list[Run]:

@@ -56,6 +56,8 @@ CREATE TABLE keys (scope TEXT PRIMARY KEY, digest BLOB NOT NULL, run TEXT NOT NU
 CREATE INDEX keys_at ON keys (at);
 CREATE TABLE trash (no INTEGER PRIMARY KEY);
 """
+#: What files that were made before may lack: of these a version without it makes nothing worse.
+LATER: Final = "CREATE INDEX IF NOT EXISTS runs_listed ON runs (tenant, status, id) WHERE ended IS NOT NULL"
 
 
 #: Errors that are one statement's: the connection and the file are as they were.
@@ -175,3 +177,4 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.executescript(
             f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA application_id={APPLICATION};PRAGMA user_version={VERSION};COMMIT;"
         )
+    connection.execute(LATER)
