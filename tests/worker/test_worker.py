@@ -706,3 +706,30 @@ def test_what_an_error_has_to_say_is_bounded() -> None:
     large = RunError("not_a_pdf", "no", pages=list(range(100_000))).encode()
     assert len(large) < 200
     assert b'"left_out":' in large
+
+
+@in_loop
+async def test_a_fault_in_a_sign_of_life_does_not_end_them(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(MemoryStore):
+        beats = 0
+
+        async def heartbeat(self, *arguments: Any, **more: Any) -> Any:
+            self.beats += 1
+            if self.beats == 1:
+                raise RuntimeError("planted")
+            return await super().heartbeat(*arguments, **more)
+
+    store = Faulty()
+    await store.open()
+    worker = Worker(store, service="auditor", lease=0.3)
+
+    @worker.run
+    async def audit(run: Run) -> str:
+        while store.beats < 3:
+            await asyncio.sleep(0.01)
+        return "done"
+
+    async with serving(worker):
+        run = await create(store)
+        assert (await ended(store, run)).status == "completed"
+    assert "planted" in caplog.text

@@ -365,6 +365,9 @@ class Session:
             except StoreError as error:
                 self._refuse(error)
                 return
+            except Exception:
+                # The run is well as long as signs of life come: the next one may.
+                log.exception(f"{self.job.run}: a sign of life failed; it is tried again")
 
     async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Until it is answered, whatever the answer: also while the store is away, for as long as that takes."""
