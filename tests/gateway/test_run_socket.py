@@ -214,6 +214,23 @@ async def test_an_idempotency_key_makes_one_run_and_a_reconnecting_client_finds_
 
 
 @in_loop
+async def test_a_key_is_the_same_over_http_and_however_the_request_is_written() -> None:
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        key = "Idempotency-Key: audit-17\r\n"
+        given = {"pdf": "a.pdf", "pages": [1, 2]}
+        run = await api.create(given=given, headers=key, deadline_s=60)
+        body = b'{ "deadline_s": 60.0, "input": {"pages": [1,2], "pdf": "a\\u002epdf"}, "retry": null, "service": "auditor" }'
+        status, again = await api.call("POST", "/v1/runs", body, key)
+        assert (status, again["id"]) == (200, run["id"])
+        async with talk(running) as client:
+            said = await client.ask("create", service="auditor", input=given, idem="audit-17", deadline_s=60)
+            assert (said["run"], said["new"]) == (run["id"], False)
+            other = await client.ask("create", service="auditor", input=given, idem="audit-17", deadline_s=61)
+            assert other["code"] == "idempotency_key_reused"
+
+
+@in_loop
 async def test_what_is_dropped_here_is_resumed_at_another_gateway() -> None:
     shared = Shared()
     async with runs_gateway(store=shared.tap()) as one, runs_gateway(store=shared.tap()) as two:

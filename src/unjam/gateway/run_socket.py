@@ -355,7 +355,7 @@ class RunSocket(Handler):
 
     async def _created(self, message: said.Create) -> None:
         api = self._shared.api
-        new = api.new_run(message, self.caller, message.idem, message.content())
+        new = api.new_run(message, self.caller, message.idem)
         run, made = await api.keep(new)
         self.say(said.Created(run.id, run.status, made, message.ref))
         if message.follow:

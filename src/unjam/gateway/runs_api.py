@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from msgspec import UnsetType
@@ -79,13 +78,13 @@ class RunsApi:
     @guarded
     async def create(self, exchange: LocalExchange) -> Answer:
         asked = shapes.read(exchange, _create)
-        new = self.new_run(asked, exchange.caller, idempotency_key(exchange), exchange.content)
+        new = self.new_run(asked, exchange.caller, idempotency_key(exchange))
         exchange.service = asked.service
         run, made = await self.keep(new)
         return shapes.json(shapes.view(run), 201 if made else 200, shapes.location(run))
 
-    def new_run(self, asked: shapes.Create, caller: Tenant | None, key: str | None, content: bytes) -> NewRun:
-        """The run that is asked for. `content`: what makes two requests with one key the same. Raises `Refused`."""
+    def new_run(self, asked: shapes.Create, caller: Tenant | None, key: str | None) -> NewRun:
+        """The run that is asked for. `key`: of idempotency. Raises `Refused`."""
         spec = self.spec(asked.service, caller)
         limits = self._durable.limits
         given = plain(shapes.payload(asked.input, limits.max_input, "input"))
@@ -98,7 +97,7 @@ class RunsApi:
         return NewRun(
             service=asked.service,
             input=given,
-            digest=sha256(content).digest(),
+            digest=b"" if key is None else shapes.digest(asked),
             tenant="" if caller is None else caller.name,
             key=key,
             lane=asked.lane or "fast",

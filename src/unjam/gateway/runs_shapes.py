@@ -7,6 +7,7 @@ passed on as it came: checked to be JSON in UTF-8, never taken apart.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
@@ -234,6 +235,7 @@ class ErrorView(Struct):
 
 
 _encode = msgspec.json.Encoder().encode
+_in_order = msgspec.json.Encoder(order="sorted").encode
 
 
 def when(seconds: float) -> datetime:
@@ -333,6 +335,23 @@ def whole(text: str, name: str, least: int, most: int) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 16 and least <= int(text) <= most):
         raise Refused(400, "bad_query", f"{name} must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def digest(asked: Create) -> bytes:
+    """The same for all requests that ask for the same, however they are written and by whichever way they come."""
+    given = {name: _said(getattr(asked, name)) for name in Create.__struct_fields__}
+    return sha256(_in_order(given)).digest()
+
+
+def _said(given: object) -> object:
+    if isinstance(given, UnsetType):
+        return None
+    if isinstance(given, Raw):
+        try:
+            return msgspec.json.decode(given)
+        except (msgspec.DecodeError, RecursionError):  # a number beyond all measure, say
+            return {"as it came": bytes(given).decode()}
+    return given
 
 
 def decoder(shape: type[T]) -> msgspec.json.Decoder[T]:

@@ -59,22 +59,6 @@ class Create(shapes.Create, tag_field="op", tag="create", forbid_unknown_fields=
     follow: bool = True
     ref: Ref = None
 
-    def content(self) -> bytes:
-        """What makes two of them the same."""
-        return encode(
-            shapes.Create(
-                self.service,
-                self.input,
-                self.retry,
-                self.max_attempts,
-                self.lane,
-                self.version,
-                self.deadline_s,
-                self.metadata,
-                self.pull,
-            )
-        )
-
 
 class Subscribe(Struct, tag_field="op", tag="subscribe", forbid_unknown_fields=True):
     """Of a run that is subscribed to already: go on from `after` instead."""
