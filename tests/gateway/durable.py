@@ -173,6 +173,7 @@ class Source:
     events: list[tuple[str, str, str]] = field(default_factory=list)
     last: str = ""
     comments: int = 0
+    retry: str = ""
     #: Status of the latest answer.
     status: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -214,6 +215,8 @@ class Source:
                     self.arrived.set()
                 elif name == "id":
                     self.last = value
+                elif name == "retry":
+                    self.retry = value
                 elif name == "event":
                     kind = value
                 elif name == "data":

@@ -413,11 +413,30 @@ async def test_a_reader_who_has_seen_more_than_the_log_has_is_told() -> None:
         source = Source(last="40")
         following = asyncio.create_task(source.follow(running.port, run["links"]["events"]))
         await source.until(lambda: source.events)
-        assert source.events[0][1:] == ("gap", '{"next":1}')
+        assert source.events[0] == ("0", "gap", '{"next":1}')
         claim = await api.claim()
         await api.finish(claim)
         await following
         assert source.ids == [1, 2]
+
+
+@in_loop
+async def test_a_browser_that_has_seen_more_than_an_ended_run_has_is_told_once() -> None:
+    """It comes back with the id of what it was told last; and it is to come soon."""
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        run = await api.create()
+        await api.call("POST", run["links"]["cancel"])
+        source = Source(last="999")
+        await source.follow(running.port, run["links"]["events"])
+        assert source.events == [("1", "gap", '{"next":2}')]
+        assert source.retry == "1000"
+        await source.follow(running.port, run["links"]["events"])
+        assert (source.status, len(source.events)) == (204, 1)
+        for bad in ("", "abc"):
+            status, body = await api.call("GET", run["links"]["events"], headers=f"Last-Event-ID: {bad}\r\n")
+            assert (status, body["error"]["code"]) == (400, "bad_query")
+            assert "Last-Event-ID" in body["error"]["message"]
 
 
 KEYS = """

@@ -177,8 +177,10 @@ class RunsApi:
     async def events(self, exchange: LocalExchange) -> Answer | None:
         query = exchange.query()
         last = exchange.head.known.get(b"last-event-id")
-        text = query.get("after", "-1") if last is None else last.decode("latin-1")
-        after = shapes.whole(text, "after", -1, 2**53)
+        if last is None:
+            after = shapes.whole(query.get("after", "-1"), "after", -1, 2**53)
+        else:
+            after = shapes.whole(last.decode("latin-1"), "Last-Event-ID", -1, 2**53)
         wait = shapes.seconds(query, "wait", self._durable.limits.wait)
         limit = shapes.whole(query.get("limit", str(LIMIT)), "limit", 1, LIMIT)
         run = await self.own(exchange)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 NOTHING: Final = Answer(204)
 
+#: Milliseconds after which an `EventSource` that was cut off comes back: its own default may be three seconds and more.
+#: A line of the first event, whichever that is.
+RETRY: Final = b"retry: 1000\n"
+
 _LINE_ENDS = str.maketrans("", "", "\r\n\0")
 
 
@@ -44,8 +48,9 @@ def _event_name(name: str) -> bytes:
 
 
 def gap(following: int) -> bytes:
-    """The log has lost something: an event without an id, as it has no place in it."""
-    return b'event: gap\ndata: {"next":%d}\n\n' % following
+    """The log has lost something, or has never had what the client has seen. The id is where it goes on from here: who
+    comes back with it is not told again."""
+    return b'id: %d\nevent: gap\ndata: {"next":%d}\n\n' % (following - 1, following)
 
 
 class Held(Follower):
@@ -92,6 +97,7 @@ class EventStream(Held):
         """Begin the stream with what has been read already. Raises `Gone`."""
         exchange = self.exchange
         exchange.start()
+        exchange.write(RETRY)
         first = batch.events[0].seq if batch.events else batch.next
         if first != self.cursor:
             self.on_gap(first)
