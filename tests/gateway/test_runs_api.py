@@ -603,8 +603,9 @@ async def test_without_runs_the_paths_are_the_services_own() -> None:
 async def test_any_request_may_be_kept_as_a_run() -> None:
     async with runs_gateway() as running:
         api = await Api.connect(running)
-        headers = (
-            "Prefer: wait=1, respond-async\r\nX-Mine: 7\r\nAuthorization: Bearer planted\r\nContent-Type: text/x\r\n"
+        secrets = ("Authorization: Bearer", "Cookie: sid=1; a=", "X-Api-Key:", "Api-Key:", "X-Auth-Token:", "token:")
+        headers = "Prefer: wait=1, respond-async\r\nX-Mine: 7\r\nX-Tokens: 9\r\nContent-Type: text/x\r\n" + "".join(
+            f"{secret} planted\r\n" for secret in secrets
         )
         status, run = await api.call("POST", "/agents/auditor/docs?deep=1", b"hello \xc3\xa9", headers)
         assert status == 202
@@ -615,7 +616,7 @@ async def test_any_request_may_be_kept_as_a_run() -> None:
         kept = claim["input"]
         assert (kept["method"], kept["path"], kept["body"]) == ("POST", "/agents/auditor/docs?deep=1", "hello é")
         fields = {name.lower(): value for name, value in kept["headers"]}
-        assert (fields["x-mine"], fields["content-type"]) == ("7", "text/x")
+        assert (fields["x-mine"], fields["x-tokens"], fields["content-type"]) == ("7", "9", "text/x")
         assert "planted" not in json.dumps(kept), "a credential was kept"
         assert "prefer" not in fields
 

@@ -4,10 +4,11 @@ with 202 and where the run is. A service that takes no runs serves the request a
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from unjam.gateway.durable import Durable
     from unjam.gateway.runs_api import RunsApi
     from unjam.wire.http1 import RequestHead
+
+
+#: Fields that say who somebody is, and prove it.
+_CREDENTIAL: Final = re.compile(
+    r"(?i)(?:proxy-)?authorization|cookie2?|(?:.*[-_])?(?:api[-_]?key|token|secret)"
+).fullmatch
 
 
 class _Model(msgspec.Struct):
@@ -117,5 +124,6 @@ def _fields(exchange: LocalExchange) -> list[tuple[str, str]]:
     fields = []
     for line in lines:
         name, _, value = line.decode("latin-1").partition(":")
-        fields.append((name, value.strip(" \t\r\n")))
+        if _CREDENTIAL(name) is None:
+            fields.append((name, value.strip(" \t\r\n")))
     return fields
