@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -220,4 +221,31 @@ async def test_a_server_that_stops_in_the_middle_is_silent(
                 assert (await store.finish(claim.run.id, claim.run.fence, "completed", result=large)).run.ended
                 break
             await asyncio.sleep(0.05)
+    await store.close()
+
+
+@in_loop
+async def test_a_claim_passes_by_many_overdue_runs_in_portions(
+    server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    store = RedisStore(server.url(prefix=prefix), clock=lambda: now)
+    await store.open()
+    await asyncio.gather(*(store.create(new_run(deadline=1010.0)) for _ in range(350)))
+    last, _ = await store.create(new_run())
+    now = 1020.0
+    calls: list[str] = []
+    script = store._link.script
+
+    async def counted(name: str, *arguments: Any, **more: Any) -> Any:
+        calls.append(name)
+        return await script(name, *arguments, **more)
+
+    monkeypatch.setattr(store._link, "script", counted)
+    claim = await store.claim(["auditor"], "w", pull=True)
+    assert claim is not None
+    assert claim.run.id == last.id
+    assert calls == ["claim"] * 4
+    assert {run.status for run in await store.list(None, limit=1000) if run.id != last.id} == {"expired"}
+    assert await store.claim(["auditor"], "w", pull=True) is None
     await store.close()

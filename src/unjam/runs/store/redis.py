@@ -334,9 +334,12 @@ class RedisStore(Scripts):
     async def _claim(self, part: int, worker: str, kind: Kind, lease: float) -> Claim | None:
         token = new_token()
         try:
-            reply = await self._indexed(
-                "claim", part, token, worker, "1" if kind.pull else "0", ms(lease), *kind.argv()
-            )
+            while True:
+                reply = await self._indexed(
+                    "claim", part, token, worker, "1" if kind.pull else "0", ms(lease), *kind.argv()
+                )
+                if reply[0] != b"again":
+                    break
         except asyncio.CancelledError:
             # It may have come to a run all the same, which nobody would work on until its lease is over.
             self._do_later(self._give_back(part, token))

@@ -23,7 +23,7 @@ from unjam.runs.store.base import (
 def checked(reply: Sequence[Any], run: str = "") -> Sequence[Any]:
     """The reply of a script, if it is good. Raises what it says."""
     code = reply[0]
-    if code == b"ok" or code == b"none":
+    if code == b"ok" or code == b"none" or code == b"again":
         return reply
     if code == b"unknown":
         raise UnknownRun(f"no run {run}")

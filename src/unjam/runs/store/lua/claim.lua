@@ -1,6 +1,8 @@
 -- KEYS[1]: order of the index. ARGV: now, again, tag, token, worker, pull, lease in ms, what version is `wanted`, number
 -- of lanes, lanes, services.
--- The token is kept for as long as the same call may come again.
+-- The token is kept for as long as the same call may come again. Answers with `again` when it has expired so many
+-- overdue runs that others shall have their turn.
+local overdue = 0
 local x = P .. '{' .. ARGV[3] .. '}:'
 local function answer(r)
   return {'ok', view(r), call('GET', r.home .. 'input:' .. r.id), call('GET', r.home .. 'check:' .. r.id)}
@@ -30,6 +32,8 @@ for lane = at + 1, at + lanes do
     elseif past(r) then
       mend(r)
       settle(r, 'expired', '{}')
+      overdue = overdue + 1
+      if overdue >= 100 then return {'again'} end
     else
       mend(r)
       leave(r)
