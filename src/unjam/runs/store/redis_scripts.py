@@ -21,8 +21,9 @@ _REMEMBERED: Final = 1 << 16
 _COUNTED: Final = 0.2
 #: Counts that are remembered.
 _FIELDS: Final = 10_000
-#: Kinds of claims for which a cluster's queues are remembered; versions come and go.
-_KINDS: Final = 256
+#: Kinds of claims for which a cluster's queues are remembered; services that have room, and versions, come and go. Each
+#: hint is shown to all.
+_KINDS: Final = 32
 
 
 class Scripts:
@@ -101,13 +102,15 @@ class Scripts:
     # -- a cluster's queues -----------------------------------------------------------------------------------------
 
     def _heads_of(self, kind: Kind) -> Heads:
-        heads = self._heads.get(kind)
+        heads = self._heads.pop(kind, None)
         if heads is None:
             if len(self._heads) >= _KINDS:
+                # That which was asked for longest ago, and isn't in the middle of a look, which somebody waits for.
                 for old in [old for old, unused in self._heads.items() if not unused.looking][:1]:
                     del self._heads[old]
             every = range(len(self._link.tags))
-            heads = self._heads[kind] = Heads(kind, lambda: self._look(every, kind))
+            heads = Heads(kind, lambda: self._look(every, kind))
+        self._heads[kind] = heads
         return heads
 
     async def _look(self, parts: Sequence[int], kind: Kind) -> Places:

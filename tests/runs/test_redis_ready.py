@@ -1,0 +1,20 @@
+"""What is remembered of a cluster's queues."""
+
+from __future__ import annotations
+
+import itertools
+
+from unjam.runs.store.redis import RedisStore
+from unjam.runs.store.redis_ready import Kind
+
+
+def test_kinds_of_claims_that_nobody_asks_for_are_forgotten() -> None:
+    store = RedisStore("redis+cluster://127.0.0.1:1")
+    names = [f"s{n}" for n in range(12)]
+    used = Kind(frozenset(names[:1]), True, ("fast",), None, frozenset())
+    kept = store._heads_of(used)
+    for size in range(3, 6):
+        for some in itertools.combinations(names, size):
+            store._heads_of(Kind(frozenset(some), True, ("fast",), None, frozenset()))
+            assert store._heads_of(used) is kept
+    assert len(store._heads) <= 32
