@@ -198,6 +198,7 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
             ),
             spec.VersionSpec("v8", (spec.EndpointSpec("http://10.0.0.3:9000"),), 10.0, spec.OverflowSpec("v7", 2.0)),
         ),
+        rollout=spec.RolloutSpec("v8", (0.05, 1.0), 600.0, 50),
         split=(spec.SplitSpec({"v7": 3.0, "v8": 1.0}, spec.HEAVY, "acme", {"x-tier": "premium"}),),
     )
     basic = topology.services["basic"]

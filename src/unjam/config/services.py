@@ -45,7 +45,7 @@ from unjam.config.types import (
     one_of,
     one_or_list,
 )
-from unjam.config.versions import Overflow, SplitRule
+from unjam.config.versions import Overflow, Rollout, SplitRule
 from unjam.core import spec
 from unjam.core.policies import POLICIES
 
@@ -397,6 +397,9 @@ class Service(Model):
     session: Annotated[Session | None, off_means(None)] = Field(None, description="Session affinity.")
     sticky: Annotated[str, PlainValidator(_sticky), Kind("session, tenant or a header name")] | None = Field(
         None, description="What keeps a caller on the same version. Unset: each request by weight."
+    )
+    rollout: Annotated[Rollout | None, on_means({}), off_means(None)] = Field(
+        None, description="How a new version comes to its traffic. Unset: by its weight."
     )
     split: Annotated[tuple[SplitRule, ...], BeforeValidator(one_or_list)] = Field(
         (), description="Weights for some callers or a lane; the first rule that holds counts."

@@ -50,6 +50,7 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
         retry=spec.RetrySpec(service.retry.attempts, service.retry.budget, service.retry.floor, service.retry.answers),
         health=_health(service.health),
         load=_load(service.load),
+        rollout=_rollout(service),
         split=tuple(
             spec.SplitSpec(dict(rule.weights), rule.lane, rule.tenant, dict(rule.header)) for rule in service.split
         ),
@@ -93,6 +94,14 @@ def _version(name: str, version: s.Version) -> spec.VersionSpec:
             for endpoint in version.endpoints
         ),
     )
+
+
+def _rollout(service: s.Service) -> spec.RolloutSpec | None:
+    given = service.rollout
+    if given is None:
+        return None
+    version = list(service.versions)[-1] if given.version is None else given.version
+    return spec.RolloutSpec(version, given.steps, given.hold, given.min_requests)
 
 
 def _timeouts(lane: s.FastLane | s.HeavyLane) -> spec.Timeouts:

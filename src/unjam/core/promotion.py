@@ -155,13 +155,17 @@ class Promotion:
             return True
         if self.state == "paused" or self.waits(new, now):
             return False
-        verdict = self._compare(new.since(self._new), old.since(self._old))
+        verdict = self._compare(*self.of_step(new, old))
         if verdict:
             self.abort(verdict)
         else:
             calls = new.calls - self._new.calls
             self.promote(new, old, now, f"no worse than before in {calls} calls at {self.share:.3g} of the traffic")
         return True
+
+    def of_step(self, new: Seen, old: Seen) -> tuple[Seen, Seen]:
+        """What was seen since the present step began."""
+        return new.since(self._new), old.since(self._old)
 
     def waits(self, new: Seen, now: float) -> str:
         """What the present step waits for, in words; empty when it is to be judged."""

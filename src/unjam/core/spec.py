@@ -274,6 +274,7 @@ class ServiceSpec:
     load: LoadSpec = LoadSpec()
     #: The first that holds for a request gives its weights; none: those of the versions.
     split: tuple[SplitSpec, ...] = ()
+    rollout: RolloutSpec | None = None
     #: Names of services, then at most one Maintenance, in the order they are tried.
     fallback: tuple[str | Maintenance, ...] = ()
     #: The path prefix matched is removed before the request is forwarded.

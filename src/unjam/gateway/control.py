@@ -28,13 +28,15 @@ class Control:
         self._server = server
 
     def snapshot(self) -> dict[str, Any]:
-        return self._server.gateway.balancer.snapshot(monotonic())
+        found = self._server.gateway.balancer.snapshot(monotonic())
+        for name, rollout in self._server.rollouts.status().items():
+            found["services"][name]["rollout"] = rollout
+        return found
 
     def metrics(self) -> Collector:
-        balancer = self._server.gateway.balancer
         durable = self._server.durable
         runs = None if durable is None else durable.figures()
-        return Collector(self._server.gateway.stats, balancer.snapshot(monotonic()), runs)
+        return Collector(self._server.gateway.stats, self.snapshot(), runs)
 
     def runs(self) -> RunsControl:
         durable = self._server.durable
@@ -76,8 +78,6 @@ class Control:
         return [{**msgspec.to_builtins(change), "at": _time(change.at)} for change in changes]
 
     def rollouts(self) -> Rollouts:
-        if self._server.rollouts is None:
-            raise ControlRefused("rollouts_off", "No service of this gateway has a rollout: see rollout: in its file.")
         return self._server.rollouts
 
     async def reload(self) -> list[str]:

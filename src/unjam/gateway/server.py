@@ -24,7 +24,6 @@ import uvloop
 from unjam import __version__
 from unjam.admin.app import create_app
 from unjam.admin.auth import hosts_for
-from unjam.admin.control import Rollouts
 from unjam.admin.server import AdminServer
 from unjam.config import Config, ConfigError
 from unjam.config.schema import Listen
@@ -45,6 +44,7 @@ from unjam.gateway.responses import Responses
 from unjam.gateway.run_socket import RunSockets
 from unjam.gateway.runs_api import RunsApi
 from unjam.gateway.runs_worker import WorkerApi
+from unjam.gateway.rollouts import Rollouts
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import TICK
 from unjam.gateway.upstream import Upstream
@@ -93,8 +93,7 @@ class Server:
         self.durable: Durable | None = None
         self.webhooks = Webhooks(self.gateway.stats, self.gateway.log)
         self.changes = Changes(self.gateway, config, make_kept(config.state.url), self.webhooks)
-        #: Set by whoever carries out rollouts.
-        self.rollouts: Rollouts | None = None
+        self.rollouts = Rollouts(self.gateway, self.changes)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._control = Control(self)
@@ -274,6 +273,7 @@ class Server:
         self.reports.configure(config.reporters)
         self.webhooks.configure(config.webhooks)
         self.changes.configured(config)
+        self.rollouts.configured()
         if self.durable is not None:
             self.durable.configure(config)
         # Only now that all are equipped: what waits may be sent to any of them.
@@ -388,6 +388,7 @@ class Server:
         self._ticks += 1
         if self._ticks % 5 == 0:
             self.changes.tick()
+            self.rollouts.tick()
         if self._ticks % 10 == 0:
             self._news.tell()
             self.members.tick()

@@ -222,6 +222,23 @@ class Collector(registry.Collector):
             labels,
             (((name, released), version["share"]) for name, released, version in versions if "share" in version),
         )
+        rollouts = [(name, service["rollout"]) for name, service in services.items() if "rollout" in service]
+        yield from _gauge(
+            "unjam_rollout_share",
+            "Share of the traffic that a rollout wants its new version to have, 0 to 1.",
+            ("service", "version"),
+            (((name, rollout["version"]), rollout["share"]) for name, rollout in rollouts),
+        )
+        yield from _gauge(
+            "unjam_rollout_state",
+            "1 for the state the rollout is in, 0 for the others.",
+            ("service", "version", "state"),
+            (
+                ((name, rollout["version"], state), rollout["state"] == state)
+                for name, rollout in rollouts
+                for state in ("running", "paused", "promoted", "rolled_back")
+            ),
+        )
         yield from _gauge(
             "unjam_breaker_state",
             "1 for the state the breaker is in, 0 for the others.",

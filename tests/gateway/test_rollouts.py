@@ -1,0 +1,228 @@
+"""Progressive rollouts through a real gateway: a good version arrives by itself, a bad one is back at 0 before it has
+had a hundred calls, and whoever looks, asks or restarts finds what was decided."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .harness import PATIENCE, Agent, Call, Running, Wire, gateway, in_loop, until
+from .test_changes import SHARED, Admin, Shared, process, running, shared
+
+__all__ = ["shared"]
+
+
+def config(old: Agent, new: Agent, rollout: str = "", state: str = "memory", more: str = "") -> str:
+    rollout = rollout or "{steps: [10%, 50%, 100%], hold: 200ms, min_requests: 20}"
+    return (
+        f"listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\naccess_log: off\nstate: '{state}'\n{more}"
+        f"services:\n  agent:\n    match: {{path: /}}\n    rollout: {rollout}\n    versions:\n"
+        f"      v7: {{weight: 1, endpoints: ['{old.url}']}}\n      v8: {{weight: 0, endpoints: ['{new.url}']}}\n"
+    )
+
+
+async def fine(call: Call) -> None:
+    await call.answer()
+
+
+async def broken(call: Call) -> None:
+    await call.answer(b"no", status=500)
+
+
+@asynccontextmanager
+async def fleet(new: Any = fine) -> AsyncIterator[tuple[Agent, Agent]]:
+    agents = await Agent(fine).start(), await Agent(new).start()
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            await agent.stop()
+
+
+async def rollout_of(admin: Admin) -> dict[str, Any]:
+    found: dict[str, Any] = (await admin.get("/api/rollout"))["rollouts"].get("agent", {})
+    return found
+
+
+async def under_load(gw: Running, admin: Admin, state: str) -> list[int]:
+    """Requests until the rollout is in this state; their statuses."""
+    wire = await gw.connect()
+    statuses = []
+    async with asyncio.timeout(PATIENCE):
+        while gw.server.rollouts.status().get("agent", {}).get("state") != state:
+            statuses.append((await wire.get()).status)
+            if len(statuses) % 20 == 0:
+                await asyncio.sleep(0.001)
+    return statuses
+
+
+@in_loop
+async def test_a_good_version_reaches_everyone_by_itself() -> None:
+    async with fleet() as (old, new), running(config(old, new)) as (gw, admin):
+        await under_load(gw, admin, "promoted")
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[0].weight == 0.0)
+        assert await admin.weights() == {"v7": 0.0, "v8": 100.0}
+        story = [change["after"] for change in reversed(await admin.changes(key="rollout/agent"))]
+        assert [(each["state"], each["share"]) for each in story] == [
+            ("running", 0.1),
+            ("running", 0.5),
+            ("running", 1.0),
+            ("promoted", 1.0),
+        ]
+        wire = await gw.connect()
+        assert {(await wire.get()).header("x-unjam-version") for _ in range(20)} == {"v8"}
+
+
+@in_loop
+async def test_each_step_has_its_share_exactly() -> None:
+    async with fleet() as (old, new), running(config(old, new, "{steps: [10%, 100%], hold: 1h}")) as (gw, admin):
+        await until(lambda: gw.server.rollouts.status())
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+        wire = await gw.connect()
+        got = Counter([(await wire.get()).header("x-unjam-version") for _ in range(200)])
+        assert got == {"v7": 180, "v8": 20}
+        row = await rollout_of(admin)
+        assert (row["state"], row["share"], row["new"]["calls"], row["old"]["calls"]) == ("running", 0.1, 20, 180)
+        assert "s of its hold are left" in row["waits_for"]
+
+
+@in_loop
+async def test_a_bad_one_is_back_at_nothing_within_a_hundred_of_its_calls() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def hook(call: Call) -> None:
+        import json
+
+        seen.append(json.loads(call.seen.body))
+        await call.answer(b"", status=204)
+
+    hooked = await Agent(hook).start()
+    async with fleet(broken) as (old, new):
+        more = f"webhooks: [{{url: '{hooked.url}/hook', events: [rollout], secret: 0123456789abcdef}}]\n"
+        async with running(config(old, new, more=more)) as (gw, admin):
+            await under_load(gw, admin, "rolled_back")
+            assert 0 < len(new.requests) <= 100
+            await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 0.0)
+            assert await admin.weights() == {"v7": 100.0, "v8": 0.0}
+            (last, *_) = await admin.changes(key="rollout/agent")
+            assert last["after"]["state"] == "rolled_back"
+            assert "breaker" in last["why"]
+            await until(lambda: any(event["after"]["state"] == "rolled_back" for event in seen))
+            wire = await gw.connect()
+            assert {(await wire.get()).status for _ in range(50)} == {200}
+            await hooked.stop()
+
+
+@in_loop
+async def test_a_version_that_is_worse_without_tripping_goes_back_at_the_end_of_its_step() -> None:
+    n = 0
+
+    async def sometimes(call: Call) -> None:
+        nonlocal n
+        n += 1
+        await call.answer(b"", status=500 if n % 25 == 0 else 200)
+
+    async with fleet(sometimes) as (old, new):
+        rollout = "{steps: [50%, 100%], hold: 100ms, min_requests: 400}"
+        text = config(old, new, rollout).replace("    rollout", "    breaker: {error_rate: 20%}\n    rollout")
+        async with running(text) as (gw, admin):
+            await under_load(gw, admin, "rolled_back")
+            row = await rollout_of(admin)
+            assert "calls failed" in row["why"]
+
+
+@in_loop
+async def test_operators_steer_it_and_are_named() -> None:
+    async with (
+        fleet() as (old, new),
+        running(config(old, new, "{steps: [10%, 50%, 100%], hold: 1h}")) as (gw, admin),
+    ):
+        await until(lambda: gw.server.rollouts.status())
+
+        async def steer(action: str, status: int = 200) -> Any:
+            return await admin.post("/api/rollout", status, service="agent", action=action)
+
+        assert (await steer("pause"))["state"] == "paused"
+        assert (await steer("pause", 409))["error"]["code"] == "not_now"
+        assert (await steer("resume"))["state"] == "running"
+        assert (await steer("promote"))["share"] == 0.5
+        assert (await steer("abort"))["state"] == "rolled_back"
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 0.0)
+        assert (await steer("resume", 409))["error"]["code"] == "not_now"
+        assert (await steer("start"))["share"] == 0.1
+        whos = {change["who"] for change in (await admin.changes(key="rollout/agent"))[:-1]}
+        assert whos == {"loopback@127.0.0.1"}
+
+
+@in_loop
+async def test_weights_set_by_hand_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unjam.gateway.rollouts.PATIENCE", 0.1)
+    async with fleet() as (old, new), running(config(old, new)) as (gw, admin):
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+        await admin.weigh(v7=60, v8=40)
+        await until(lambda: gw.server.rollouts.status()["agent"]["state"] == "paused")
+        assert await admin.weights() == {"v7": 60.0, "v8": 40.0}
+        assert "by hand" in (await rollout_of(admin))["why"]
+
+
+@in_loop
+async def test_it_goes_on_where_it_was_after_the_gateway_was_killed(tmp_path: Path) -> None:
+    async with fleet() as (old, new):
+        path = tmp_path / "unjam.yaml"
+        path.write_text(config(old, new, "{steps: [10%, 50%, 100%], hold: 1h}", f"sqlite:{tmp_path}/unjam.db"))
+        async with process(path) as (child, admin, _):
+            async with asyncio.timeout(PATIENCE):
+                while await admin.weights() != {"v7": 90.0, "v8": 10.0}:
+                    await asyncio.sleep(0.02)
+                await admin.post("/api/rollout", service="agent", action="promote")
+                while await admin.weights() != {"v7": 50.0, "v8": 50.0}:
+                    await asyncio.sleep(0.02)
+            child.send(signal.SIGKILL)
+        await child.exit_code()
+        async with process(path) as (_, admin, _port):
+            async with asyncio.timeout(PATIENCE):
+                while not await rollout_of(admin):
+                    await asyncio.sleep(0.02)
+            row = await rollout_of(admin)
+            assert (row["state"], row["share"], row["why"]) == ("running", 0.5, "promoted by hand")
+            assert await admin.weights() == {"v7": 50.0, "v8": 50.0}
+
+
+@in_loop
+async def test_two_gateways_agree_and_what_one_finds_bad_is_back_for_both(shared: Shared) -> None:
+    async with fleet(broken) as (old, new):
+        text = config(old, new, "{steps: [10%, 50%, 100%], hold: 1h}", SHARED)
+        async with AsyncExitStack() as stack:
+            first, admin = await stack.enter_async_context(running(text))
+            second, other = await stack.enter_async_context(running(text))
+            await until(lambda: second.server.rollouts.status().get("agent", {}).get("state") == "running")
+            await under_load(first, admin, "rolled_back")
+            await until(lambda: second.server.rollouts.status()["agent"]["state"] == "rolled_back")
+            await until(lambda: second.gateway.balancer.services["agent"].versions[1].weight == 0.0)
+            assert await other.weights() == await admin.weights() == {"v7": 100.0, "v8": 0.0}
+
+
+@in_loop
+async def test_other_steps_in_a_reload_go_on_from_where_it_was() -> None:
+    async with fleet() as (old, new):
+        given = {"text": config(old, new, "{steps: [10%, 100%], hold: 1h}")}
+        from unjam.config import parse
+
+        async with gateway(config=given["text"], reload=lambda: parse(given["text"], {})) as gw:
+            await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+            given["text"] = config(old, new, "{steps: [10%, 30%, 100%], hold: 50ms, min_requests: 5}")
+            assert await gw.server.reload() == []
+            wire: Wire = await gw.connect()
+            async with asyncio.timeout(PATIENCE):
+                while gw.server.rollouts.status()["agent"]["state"] != "promoted":
+                    await wire.get()
+            given["text"] = config(old, new).replace("    rollout:", "    strip_prefix: false\n    #")
+            assert await gw.server.reload() == []
+            await until(lambda: not gw.server.rollouts.status())
