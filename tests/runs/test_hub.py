@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from unjam.runs.hub import AT_ONCE, LIMIT, RECONCILE, SIZE, SLICE, Delivery, Follower, Hub
-from unjam.runs.model import Batch, Claim, NewEvent, NewRun, Run
+from unjam.runs.model import Batch, Claim, Event, NewEvent, NewRun, Run
 from unjam.runs.store.base import LogExpired, StoreAway, StoreError
 from unjam.runs.store.memory import MemoryStore
 
@@ -503,3 +503,171 @@ async def test_closing_leaves_nothing(world: World) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not world.store.watching
     assert follower.seqs == []
+
+
+def news(first: int, count: int = 1, size: int = 1) -> list[Event]:
+    return [Event(seq, "progress", b'"' + b"x" * size + b'"', 0.0) for seq in range(first, first + count)]
+
+
+async def told_only(world: World) -> tuple[str, Told]:
+    """A run of two events whose follower has both; what comes later is told by hand."""
+    claim = await world.run()
+    follower = Told(claim.run.id)
+    world.store.deaf = True
+    world.hub.follow(follower)
+    await world.quiet()
+    assert follower.seqs == [0, 1]
+    world.store.reads.clear()
+    return claim.run.id, follower
+
+
+@hub_test
+async def test_what_the_store_tells_is_not_read(world: World) -> None:
+    run, follower = await told_only(world)
+    world.hub.told(run, news(2))
+    world.hub.told(run, news(3, 2))
+    await world.quiet()
+    world.hub.told(run, news(5))
+    await world.quiet()
+    assert follower.seqs == [0, 1, 2, 3, 4, 5]
+    assert [event.data for event in follower.deliveries[-1].events] == [b'"x"']
+    assert not world.store.reads
+    world.hub.told("run_00nobody", news(2))
+    assert world.faults == 0
+
+
+@hub_test
+async def test_what_was_told_twice_is_handed_out_once(world: World) -> None:
+    run, follower = await told_only(world)
+    for _ in range(2):
+        world.hub.told(run, news(2, 2))
+        await world.quiet()
+        world.hub.told(run, news(3))
+        await world.quiet()
+    assert follower.seqs == [0, 1, 2, 3]
+
+
+@hub_test
+async def test_what_was_not_told_is_read(world: World) -> None:
+    claim = await world.run()
+    follower = Told(claim.run.id)
+    world.hub.follow(follower)
+    await world.quiet()
+    world.store.deaf = True
+    world.store.unwatch(claim.run.id)
+    await world.emit(claim, 3)
+    events = (await world.store.read(claim.run.id, 2)).events
+    world.hub.told(claim.run.id, events[:1])  # 2 was missed
+    await world.quiet()
+    assert follower.seqs == [0, 1, 2, 3, 4]
+    # Of two pieces with a hole between, the second isn't taken for the first.
+    await world.emit(claim, 3)
+    events = (await world.store.read(claim.run.id, 4)).events
+    world.hub.told(claim.run.id, events[:1])
+    world.hub.told(claim.run.id, events[2:])
+    await world.quiet()
+    assert follower.seqs == list(range(8))
+    assert world.faults == 0
+
+
+@hub_test
+async def test_one_that_stands_further_back_has_all_of_it_read(world: World) -> None:
+    claim = await world.run()
+    ahead, behind = Told(claim.run.id), Told(claim.run.id, room=1)
+    world.hub.follow(ahead)
+    world.hub.follow(behind)
+    await world.quiet()
+    await world.emit(claim)
+    await world.quiet()
+    assert (ahead.seqs, behind.seqs) == ([0, 1, 2], [0, 1])
+    world.store.unwatch(claim.run.id)
+    await world.emit(claim)
+    events = (await world.store.read(claim.run.id, 2)).events
+    behind.room = 100
+    assert world.hub.go_on(behind)
+    world.hub.told(claim.run.id, events)
+    await world.quiet()
+    assert ahead.seqs == behind.seqs == [0, 1, 2, 3]
+
+
+@hub_test
+async def test_no_more_of_what_was_told_is_kept_than_is_handed_out_at_once(world: World) -> None:
+    claim = await world.run()
+    follower = Told(claim.run.id)
+    world.hub.follow(follower)
+    await world.quiet()
+    world.store.unwatch(claim.run.id)
+    payload = NewEvent("progress", b'"' + b"x" * 8000 + b'"')
+    await world.store.append(claim.run.id, claim.run.fence, 1, [payload] * 20)
+    events = (await world.store.read(claim.run.id, 1)).events
+    world.store.reads.clear()
+    world.hub.grown(claim.run.id, 3)  # it is being read when the rest is told
+    for event in events[1:]:
+        world.hub.told(claim.run.id, [event])
+    await world.quiet()
+    assert follower.seqs == list(range(22))
+    for delivery in follower.deliveries:
+        assert sum(len(event.data) for event in delivery.events) <= SIZE + 8192
+    # The same of one piece.
+    await world.store.append(claim.run.id, claim.run.fence, 2, [payload] * 20)
+    world.hub.told(claim.run.id, (await world.store.read(claim.run.id, 21)).events)
+    await world.quiet()
+    assert follower.seqs == list(range(42))
+    for delivery in follower.deliveries:
+        assert sum(len(event.data) for event in delivery.events) <= SIZE + 8192
+
+
+@hub_test
+async def test_what_is_told_to_very_many_is_told_in_turns(world: World) -> None:
+    claim = await world.run()
+    followers = [Told(claim.run.id) for _ in range(3 * SLICE)]
+    for follower in followers:
+        world.hub.follow(follower)
+    await world.quiet()
+    world.store.unwatch(claim.run.id)
+    reads = len(world.store.reads)
+    await world.emit(claim)
+    world.hub.told(claim.run.id, news(2))
+    assert not any(follower.seqs[2:] for follower in followers)
+    await world.quiet()
+    assert all(follower.seqs == [0, 1, 2] for follower in followers)
+    assert len(world.store.reads) == reads
+
+
+@hub_test
+async def test_who_leaves_when_it_is_told_leaves_nothing_behind(world: World) -> None:
+    claim = await world.run()
+
+    class Leaver(Told):
+        def on_events(self, delivery: Delivery) -> bool:
+            if delivery.next > 2:
+                world.hub.unfollow(self)
+                world.hub.unfollow(other)
+            return super().on_events(delivery)
+
+    leaver, other = Leaver(claim.run.id), Told(claim.run.id)
+    world.hub.follow(leaver)
+    world.hub.follow(other)
+    await world.quiet()
+    world.hub.told(claim.run.id, news(2))
+    await world.quiet()
+    assert not world.store.watching
+    assert world.hub.runs == world.hub.followers == 0
+    assert world.faults == 0
+
+
+@hub_test
+async def test_what_nobody_has_room_for_is_not_kept(world: World) -> None:
+    claim = await world.run()
+    full = Told(claim.run.id, room=1)
+    world.hub.follow(full)
+    await world.quiet()
+    await world.emit(claim)
+    event = (await world.store.read(claim.run.id, 1)).events
+    world.hub.told(claim.run.id, event)
+    world.store.reads.clear()
+    full.room = 100
+    assert world.hub.go_on(full)
+    await world.quiet()
+    assert full.seqs == [0, 1, 2]
+    assert world.store.reads == [(claim.run.id, 1)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from unjam.runs.model import Event, NewEvent
 from unjam.runs.store.base import Fenced
 
 from .harness import Harness
@@ -157,3 +158,35 @@ async def test_what_was_refused_tells_nothing(h: Harness) -> None:
     await told.until(lambda: other.run.id in told.growth)
     # To tell again of what was there already is allowed.
     assert told.growth.get(claim.run.id, 2) == 2
+
+
+async def test_events_that_are_told_are_those_of_the_log(h: Harness) -> None:
+    told = Told(h)
+    events: dict[int, Event] = {}
+
+    def appended(run: str, new: Sequence[Event]) -> None:
+        for event in new:
+            assert events.setdefault(event.seq, event) == event
+        told._grown(run, new[-1].seq + 1)
+
+    h.store.on_events = appended
+    claim = await h.taken()
+    run, fence = claim.run.id, claim.run.fence
+    h.store.watch(run)
+    await h.emit(claim, 1, 1)
+    await told.until(lambda: told.growth.get(run) == 3)
+    odd = [
+        NewEvent("\u00e4 b", '{"text":"\u00df 1 2\\n3"}'.encode()),
+        NewEvent("c", b'"\n 4 5\n"'),
+        NewEvent("d", b"0"),
+    ]
+    await h.store.append(run, fence, 2, odd)
+    await told.until(lambda: told.growth.get(run) == 6)
+    # What is too large to be told is told of.
+    await h.store.append(run, fence, 3, [NewEvent("big", b'"' + b"x" * 100_000 + b'"')])
+    await told.until(lambda: told.growth.get(run) == 7)
+    await h.store.finish(run, fence, "completed", batch=4, events=[NewEvent("last", b"1")])
+    await told.until(lambda: told.growth.get(run) == 9)
+    log = {event.seq: event for event in (await h.store.read(run)).events}
+    assert all(log[seq] == event for seq, event in events.items())
+    assert not told.strangers

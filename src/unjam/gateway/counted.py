@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from unjam.runs.machine import TERMINAL
 from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
-from unjam.runs.store.base import LEASE, OnGrowth, OnReady, Runs, Store, StoreAway, StoreError, Workers
+from unjam.runs.store.base import LEASE, OnEvents, OnGrowth, OnReady, Runs, Store, StoreAway, StoreError, Workers
 from unjam.telemetry.runs import RunsStats
 
 T = TypeVar("T")
@@ -43,6 +43,14 @@ class CountedStore:
     @on_growth.setter
     def on_growth(self, call: OnGrowth) -> None:
         self._store.on_growth = call
+
+    @property
+    def on_events(self) -> OnEvents:
+        return self._store.on_events
+
+    @on_events.setter
+    def on_events(self, call: OnEvents) -> None:
+        self._store.on_events = call
 
     @property
     def on_ready(self) -> OnReady:

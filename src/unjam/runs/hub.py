@@ -4,6 +4,8 @@ One read of the store serves all followers of a run that stand at the same place
 plain calls: no task, no timer and no await for each. A follower costs a cursor; one that has no room is passed over
 until it says `go_on`, and nothing is kept for it meanwhile: the log is the store's.
 
+Where the store tells what was appended, and all is known up to there, it isn't read at all.
+
 Notifications are hints. A run is watched before it is read, so nothing falls between; and whatever was lost, doubled or
 late, each run is looked at again every `RECONCILE` seconds (with very many runs less often: `AT_ONCE` a second).
 """
@@ -99,9 +101,9 @@ class Follower:
 class _Topic:
     """One run that is followed. `at`: followers with room by cursor; `full`: those without. `known`: the log's next seq
     as far as it has been read or told, one more where a read was cut short; `hint`: as told since the last read began.
-    `look`: read, whatever is known."""
+    `look`: read, whatever is known. `news`: events that the store told of, without a hole, not handed out yet."""
 
-    __slots__ = ("at", "full", "hint", "known", "look", "run", "task")
+    __slots__ = ("at", "full", "hint", "known", "look", "news", "run", "task")
 
     def __init__(self, run: str) -> None:
         self.run = run
@@ -110,6 +112,7 @@ class _Topic:
         self.known = 0
         self.hint = 0
         self.look = True
+        self.news: list[Event] = []
         self.task: asyncio.Task[None] | None = None
 
     def enter(self, follower: Follower) -> None:
@@ -155,6 +158,7 @@ class Hub:
         self.followers = 0
         self.reads = 0
         store.on_growth = self.grown
+        store.on_events = self.told
 
     @property
     def runs(self) -> int:
@@ -207,6 +211,24 @@ class Hub:
         topic.hint = max(topic.hint, following)
         topic.known = max(topic.known, following)
         self._pump_soon(topic)
+
+    def told(self, run: str, events: Sequence[Event]) -> None:
+        """The store says what was appended."""
+        topic = self._topics.get(run)
+        if topic is None:
+            return
+        if self._hand_straight(topic, events):
+            return
+        news = topic.news
+        if not news or news[-1].seq + 1 == events[0].seq:
+            news.extend(events)
+            if len(news) >= LIMIT or sum(len(event.data) for event in news) >= SIZE:
+                news.clear()  # there is a measure for how much is handed out at once: read it
+        else:
+            news.clear()
+        self.grown(run, events[-1].seq + 1)
+        if topic.task is None:
+            topic.news = []
 
     def tick(self) -> None:
         """Once a second: look again at what nothing was heard of, and at what could not be read."""
@@ -261,6 +283,10 @@ class Hub:
         """Read and hand out, until all who have room stand at the log's end."""
         try:
             while (first := self._wanted(topic)) is not None:
+                news, topic.news = topic.news, []
+                if news and news[0].seq == first and not topic.look:
+                    await self._hand_out(topic, first, Batch(news, news[-1].seq + 1, False))
+                    continue
                 topic.look = False
                 topic.hint = 0
                 # What is read now says nothing of those who come meanwhile, and may have seen more elsewhere.
@@ -289,6 +315,7 @@ class Hub:
             self._fail(topic, StoreError("the gateway failed to read the log"))
         finally:
             topic.task = None
+            topic.news = []
         if topic not in self._away:
             self._pump_soon(topic)
         self._close_if_alone(topic)
@@ -299,6 +326,23 @@ class Hub:
         for cursor in sorted(topic.at):
             if first <= cursor < batch.next or (cursor == batch.next and batch.ended):
                 await self._hand_to(topic, list(topic.at.get(cursor, ())), cursor, delivery)
+
+    def _hand_straight(self, topic: _Topic, events: Sequence[Event]) -> bool:
+        """Hand out what was told at once, if all who have room wait for just that, and aren't many."""
+        first, following = events[0].seq, events[-1].seq + 1
+        if topic.task is not None or topic.look or topic.known != first or len(topic.at) != 1:
+            return False
+        followers = topic.at.get(first)
+        if followers is None or len(followers) > SLICE or sum(len(event.data) for event in events) >= SIZE:
+            return False
+        topic.known = following
+        delivery = Delivery(events, first, following, False)
+        for follower in list(followers):
+            if follower.topic is topic and not follower.full and follower.cursor == first:
+                topic.leave(follower)
+                self._give(topic, follower, delivery)
+        self._close_if_alone(topic)
+        return True
 
     async def _hand_to(self, topic: _Topic, followers: Sequence[Follower], cursor: int, delivery: Delivery) -> None:
         for place, follower in enumerate(followers):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
+from unjam.runs.model import Appended, Batch, Beat, Claim, Event, NewEvent, NewRun, Run, Settled, WorkerInfo
 
 #: Seconds a claim holds without a sign of life; workers give one every third of it.
 LEASE: Final = 30.0
@@ -123,6 +123,9 @@ def check_inputs(number: int, size: int) -> None:
 #: (run id, seq of the next event): the log has grown to that, or an input was sent. Only a hint: it may be lost, late
 #: or doubled.
 OnGrowth = Callable[[str, int], None]
+#: (run id, events): instead of `on_growth`, from a store that has them at hand: these were appended, as `read` gives
+#: them. Also only a hint: what came before them may not have been told.
+OnEvents = Callable[[str, Sequence[Event]], None]
 #: (service): a run of the service may be claimable. Only a hint.
 OnReady = Callable[[str], None]
 
@@ -273,4 +276,6 @@ class Store(Protocol):
     def unwatch(self, run: str) -> None: ...
 
     on_growth: OnGrowth
+    #: Where nobody sets it, `on_growth` is told.
+    on_events: OnEvents
     on_ready: OnReady

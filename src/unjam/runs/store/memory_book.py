@@ -35,6 +35,7 @@ from unjam.runs.store.base import (
     LOOKED,
     Fenced,
     KeyReused,
+    OnEvents,
     OnGrowth,
     OnReady,
     StoreAway,
@@ -89,6 +90,7 @@ class Book:
         max_runs: int = 200_000,
     ) -> None:
         self.on_growth: OnGrowth = lambda run, seq: None
+        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
         self.on_ready: OnReady = lambda service: None
         self._clock = clock
         self._monotonic = monotonic

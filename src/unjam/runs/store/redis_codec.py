@@ -122,6 +122,24 @@ def flat(events: Sequence[NewEvent]) -> list[Any]:
     return found
 
 
+def news_of(payload: bytes) -> tuple[int, list[Event]]:
+    """Of what is published of a log: the seq that comes next, and the events that lead up to it, or none. The first
+    line has that seq, then the time of the events, and the lengths of type and data of each, which follow it."""
+    line, _, rest = payload.partition(b"\n")
+    following, *more = line.split()
+    seq = int(following)
+    if not more:
+        return seq, []
+    at, lengths, events, begin = float(more[0]), more[1:], [], 0
+    number = seq - len(lengths) // 2
+    for length, size in zip(lengths[::2], lengths[1::2], strict=True):
+        middle = begin + int(length)
+        end = middle + int(size)
+        events.append(Event(number, rest[begin:middle].decode(), rest[middle:end], at))
+        number, begin = number + 1, end
+    return seq, events
+
+
 def batch_of(run: str, after: int, reply: Sequence[Any]) -> Batch:
     """Of what `read` answers: seq, status, entries. Raises LogExpired."""
     seq = int(reply[1])

@@ -12,13 +12,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError
 
 from unjam.runs.store.redis_link import Link
 from unjam.runs.store.redis_url import Address
+from unjam.runs.store.redis_wire import Wire
 
 Channels = list[str]
 
@@ -106,6 +108,8 @@ class _Ear:
         self._changes: dict[str, bool] = {}
         self._wake = asyncio.Event()
         self._heard = 0.0
+        self._fresh: Channels = []
+        self._error: RedisError | None = None
         self._task = asyncio.create_task(self._run())
 
     def add(self, channel: str, part: int) -> None:
@@ -156,27 +160,30 @@ class _Ear:
         self._heard = asyncio.get_running_loop().time()
         self._changes = dict.fromkeys(self._channels, True)
         self._wake.set()
-        tasks = [asyncio.create_task(work(connection)) for work in (self._write, self._read, self._ask)]
+        self._error, self._fresh = None, []
+        wire = Wire(connection, self._take)
+        tasks = [asyncio.create_task(work) for work in (self._write(wire), wire.gone(), self._ask(wire))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            wire.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
         for task in done:
             if (error := task.exception()) is not None:
                 raise error
 
-    async def _write(self, connection: AbstractConnection) -> None:
+    async def _write(self, wire: Wire) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
             changes, self._changes = self._changes, {}
             for wanted, verb in ((True, "SUBSCRIBE"), (False, "UNSUBSCRIBE")):
                 for channels in self._grouped(channel for channel, to in changes.items() if to is wanted):
-                    if not connection.is_connected:
-                        return
-                    await connection.send_command(self._sharded + verb, *channels, check_health=False)
+                    wire.send(pack_command(cast("Any", (self._sharded + verb, *channels))))
 
     def _grouped(self, channels: Iterable[str]) -> Iterable[list[str]]:
         """As many as may be in one command: of one partition where they are sharded."""
@@ -188,30 +195,31 @@ class _Ear:
             while chunk := list(islice(rest, _CHUNK)):
                 yield chunk
 
-    async def _ask(self, connection: AbstractConnection) -> None:
+    async def _ask(self, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
-        while connection.is_connected and loop.time() - self._heard < _SILENCE:
-            await connection.send_command("PING", check_health=False)
+        while loop.time() - self._heard < _SILENCE:
+            wire.send(pack_command(("PING",)))
             await asyncio.sleep(_PING)
 
-    async def _read(self, connection: AbstractConnection) -> None:
+    def _take(self, reply: Any) -> None:
+        """What comes. Raises what ends the connection."""
         loop = asyncio.get_running_loop()
-        fresh: list[str] = []
-        while True:
-            reply: Any = await connection.read_response()
-            self._heard = loop.time()
-            if not isinstance(reply, list):
-                continue
-            kind, channel = reply[0], reply[1].decode()
-            if kind in (b"message", b"smessage"):
-                if channel in self._channels:
-                    self._hear(channel, reply[2])
-            elif kind in (b"subscribe", b"ssubscribe"):
-                if not fresh:
-                    loop.call_soon(self._confirm, fresh)
-                fresh.append(channel)
-            elif kind == b"sunsubscribe" and channel in self._channels and channel not in self._changes:
-                return  # its partition has moved
+        self._heard = loop.time()
+        if isinstance(reply, RedisError):
+            self._error = reply
+            raise reply
+        if not isinstance(reply, list):
+            return
+        kind, channel = reply[0], reply[1].decode()
+        if kind in (b"message", b"smessage"):
+            if channel in self._channels:
+                self._hear(channel, reply[2])
+        elif kind in (b"subscribe", b"ssubscribe"):
+            if not self._fresh:
+                loop.call_soon(self._confirm)
+            self._fresh.append(channel)
+        elif kind == b"sunsubscribe" and channel in self._channels and channel not in self._changes:
+            raise RedisError("its partition has moved")
 
     def _hear(self, channel: str, payload: bytes) -> None:
         try:
@@ -219,7 +227,7 @@ class _Ear:
         except Exception as error:  # noqa: BLE001 - anybody may publish there, and one hint is no more than that
             self._feed.link.tell(f"a hint from Redis was dropped: {error!r}")
 
-    def _confirm(self, fresh: list[str]) -> None:
+    def _confirm(self) -> None:
+        fresh, self._fresh = self._fresh, []
         channels = [channel for channel in fresh if channel in self._channels]
-        fresh.clear()
         self._feed.confirm(channels)

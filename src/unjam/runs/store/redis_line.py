@@ -1,5 +1,5 @@
 """One connection to one Redis, shared by all who call: commands leave as they come, many in a packet, and replies are
-matched in order by a reader of the line's own.
+matched in order as they come.
 
 So a caller that is cancelled leaves nothing behind: its reply is read and dropped here. A line that fails, or is silent
 for too long, is given up as a whole: all who wait get `Lost`, and nobody ever reads a reply that was another's. A slow
@@ -9,9 +9,6 @@ way is no silence: as long as bytes cross, whatever is large may take its time.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import struct
-import termios
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,6 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from unjam.runs.store.base import StoreAway, StoreError
+from unjam.runs.store.redis_wire import Wire
 
 #: Milliseconds that the replicas get to confirm, where that is asked for.
 _REPLICATION: Final = 1000
@@ -48,13 +46,11 @@ class Line:
         self._connection = connection
         self._replicas = replicas
         self._loop = asyncio.get_running_loop()
-        self._out: list[bytes] = []
-        self._wake = asyncio.Event()
         self._flying: deque[tuple[asyncio.Future[Any] | None, float, int, int]] = deque()
         self._weight = 0
         self._unconfirmed: list[tuple[asyncio.Future[Any], Any]] = []
         self._durable = False
-        self._progress = Progress(connection)
+        self._wire = Wire(connection, self._heard)
         self._crossed = (0, 0, 0)
         self._crossed_at = self._loop.time()
         self._task = asyncio.create_task(self._run())
@@ -80,12 +76,13 @@ class Line:
             raise Lost(self.lost, False)
         future: asyncio.Future[Any] = self._loop.create_future()
         packed = pack_command(tuple(args))
-        self._out.append(packed)
         replicated = durable and self._replicas > 0
-        self._durable |= replicated
+        if replicated and not self._durable:
+            self._durable = True
+            self._loop.call_soon(self._confirm)
+        self._wire.send(packed)
         self._weight += len(packed)
         self._flying.append((future, self._loop.time(), _DURABLE if replicated else _PLAIN, len(packed)))
-        self._wake.set()
         return future
 
     def silent(self, now: float) -> float:
@@ -93,7 +90,7 @@ class Line:
         what was sent may take on a way beyond what can be seen of it, as by a proxy or a tunnel."""
         if not self._flying:
             return 0.0
-        if (crossed := self._progress.seen()) != self._crossed:
+        if (crossed := self._wire.crossed()) != self._crossed:
             self._crossed, self._crossed_at = crossed, now
         return now - max(self._flying[0][1], self._crossed_at) - min(self._weight, _HIDDEN) / _SLOWEST
 
@@ -108,15 +105,11 @@ class Line:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        write, read = asyncio.create_task(self._write()), asyncio.create_task(self._read())
         try:
-            await asyncio.wait((write, read), return_when=asyncio.FIRST_COMPLETED)
+            await self._wire.gone()
         finally:
-            ends = [task for task in (write, read) if task.done() and not task.cancelled()]
-            why = next((str(error) for task in ends if (error := task.exception()) is not None), "")
-            self.lost = self.lost or why or "connection closed"
-            write.cancel()
-            read.cancel()
+            self.lost = self.lost or self._wire.lost
+            self._wire.close()
             for future, _ in self._unconfirmed:
                 self._fail(future)
             for entry, _, _, _ in self._flying:
@@ -125,44 +118,33 @@ class Line:
             self._flying.clear()
             self._unconfirmed.clear()
             await self._connection.disconnect(nowait=True)
-            await asyncio.wait((write, read))
 
     def _fail(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
             future.set_exception(Lost(self.lost or "", True))
 
-    async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._durable:
-                self._durable = False
-                self._out.append(pack_command(_wait(self._replicas)))
-                self._flying.append((None, self._loop.time(), _WAIT, 0))
-            out, self._out = self._out, []
-            if not self._connection.is_connected:  # sending would dial again, in the middle of a conversation
-                return
-            await self._connection.send_packed_command([b"".join(out)], check_health=False)
+    def _confirm(self) -> None:
+        """Once for all that were sent in this turn of the loop."""
+        self._durable = False
+        if self.lost is None:
+            self._wire.send(pack_command(_wait(self._replicas)))
+            self._flying.append((None, self._loop.time(), _WAIT, 0))
 
-    async def _read(self) -> None:
-        read, flying = self._connection.read_response, self._flying
-        while True:
-            try:
-                reply = await read()
-            except ResponseError as error:
-                reply = error
-            future, _, kind, size = flying.popleft()
-            self._weight -= size
-            if kind == _WAIT:
-                self._confirmed(reply)
-            elif future is None or future.done():
-                pass
-            elif kind == _DURABLE and not isinstance(reply, Exception):
-                self._unconfirmed.append((future, reply))
-            elif isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
+    def _heard(self, reply: Any) -> None:
+        if not self._flying:
+            raise RedisError("a reply that nobody asked for")
+        future, _, kind, size = self._flying.popleft()
+        self._weight -= size
+        if kind == _WAIT:
+            self._confirmed(reply)
+        elif future is None or future.done():
+            pass
+        elif isinstance(reply, Exception):
+            future.set_exception(reply)
+        elif kind == _DURABLE:
+            self._unconfirmed.append((future, reply))
+        else:
+            future.set_result(reply)
 
     def _confirmed(self, reply: Any) -> None:
         enough = isinstance(reply, int) and reply >= self._replicas
@@ -175,34 +157,6 @@ class Line:
                 found = reply if isinstance(reply, int) else 0
                 future.set_exception(StoreAway(f"{found} replicas of {self.name} confirm, {self._replicas} must"))
         self._unconfirmed.clear()
-
-
-class Progress:
-    """Whether bytes cross on a connection, which is open."""
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        # redis-py has no public way to its streams.
-        streams: Any = connection
-        self._transport: asyncio.WriteTransport = streams._writer.transport
-        self._came = 0
-        feed = streams._reader.feed_data
-
-        def fed(data: bytes) -> None:
-            self._came += len(data)
-            feed(data)
-
-        streams._reader.feed_data = fed
-
-    def seen(self) -> tuple[int, int, int]:
-        """Changes with every byte that comes, and as bytes leave: from our buffer, and from the kernel's."""
-        unsent = 0
-        if (socket := self._transport.get_extra_info("socket")) is not None:
-            try:
-                # SIOCOUTQ on a socket: what the other end has not acknowledged.
-                unsent = struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
-            except OSError:
-                pass  # there is none any more
-        return self._came, self._transport.get_write_buffer_size(), unsent
 
 
 def _wait(replicas: int) -> tuple[Any, ...]:

@@ -37,6 +37,8 @@ from unjam.runs.store.redis_url import Address, Place, named
 SCHEMA: Final = b"1"
 #: Bytes of a call from which it takes a connection of its own, so that small ones needn't wait behind it.
 BULK: Final = 64 << 10
+#: Bytes of the events of one append that are published with the word that there are some.
+NEWS: Final = 8 << 10
 #: Large calls under way at once; those after them wait here, not in a server's buffers and ours.
 _BULKS: Final = 8
 #: Seconds between looks at whether the lines still answer, and for how long nothing may cross on one.
@@ -101,6 +103,7 @@ class Library:
             "@ONE@": "false" if clustered else "true",
             "@LOOKED@": str(LOOKED),
             "@KEY_KEPT@": f"{KEY_KEPT:.0f}",
+            "@NEWS@": str(NEWS),
             "@STAMP@": f"{_STAMP * 1000:.0f}",
             "@HOLE@": f"{_HOLE * 1000:.0f}",
         }

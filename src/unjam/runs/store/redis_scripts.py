@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from unjam.runs.model import partition_of
-from unjam.runs.store.base import LEASE, Fenced, OnGrowth, OnReady, StoreAway, StoreError, UnknownRun
-from unjam.runs.store.redis_codec import checked
+from unjam.runs.store.base import LEASE, Fenced, OnEvents, OnGrowth, OnReady, StoreAway, StoreError, UnknownRun
+from unjam.runs.store.redis_codec import checked, news_of
 from unjam.runs.store.redis_feed import Channels, Feed
 from unjam.runs.store.redis_link import Link
 from unjam.runs.store.redis_ready import Heads, Kind, Places
@@ -38,6 +38,7 @@ class Scripts:
         lease: float = LEASE,
     ) -> None:
         self.on_growth: OnGrowth = lambda run, seq: None
+        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
         self.on_ready: OnReady = lambda service: None
         self._place = parse(url)
         self._prefix = self._place.prefix
@@ -145,7 +146,11 @@ class Scripts:
         if not channel.endswith("}:ready"):
             run = channel[-31:]
             if run in self._watched:
-                self._hint(self.on_growth, run, int(payload))
+                following, events = news_of(payload)
+                if events:
+                    self._hint(self.on_events, run, events)
+                else:
+                    self._hint(self.on_growth, run, following)
             return
         pull, lane, place, service = payload.decode().split("\n", 3)
         if self._link.clustered:

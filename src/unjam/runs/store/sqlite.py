@@ -27,6 +27,7 @@ from unjam.runs.store import sqlite_reader as reader
 from unjam.runs.store.base import (
     KEPT_AT_LEAST,
     LEASE,
+    OnEvents,
     OnGrowth,
     OnReady,
     Runs,
@@ -103,6 +104,7 @@ class SqliteStore:
         lease: float = LEASE,
     ) -> None:
         self.on_growth: OnGrowth = lambda run, seq: None
+        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
         self.on_ready: OnReady = lambda service: None
         self.path = Path(path)
         self._watched: set[str] = set()
