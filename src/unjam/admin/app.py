@@ -6,6 +6,7 @@ refusal is `{"error": {"code", "message"}}` and says what to do. docs/observabil
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from time import perf_counter
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from unjam.admin import page
 from unjam.admin.auth import Guard, Hosts, Token, error
 from unjam.admin.body import BadBody, Name, Nothing, read_body
-from unjam.admin.control import Control, ControlRefused
+from unjam.admin.control import Control, ControlRefused, Rows
 from unjam.admin.runs import RunsRoutes
 from unjam.telemetry import logs
 from unjam.telemetry.collector import render_slowly
@@ -30,6 +31,9 @@ MAX_ACTIVE = 1000
 MAX_CHANGES = 1000
 #: Share of the loop's time that one open status page may take: with a very large fleet it refreshes less often.
 PAGE_SHARE = 0.005
+#: Changes that the status page shows, and seconds it waits for them.
+PAGE_CHANGES = 10
+PAGE_PATIENCE = 1.0
 
 
 class Drain(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,6 +117,7 @@ class _Api:
         self._log = logs.get("admin")
         self._encoder = msgspec.json.Encoder()
         self._page_cost = 0.0
+        self._reading: asyncio.Task[tuple[Rows, str]] | None = None
 
     def _json(self, value: object, status: int = 200) -> Response:
         return Response(self._encoder.encode(value) + b"\n", status, media_type="application/json")
@@ -125,10 +130,25 @@ class _Api:
         ready, why = self._control.ready()
         if refresh:
             refresh = max(refresh, math.ceil(self._page_cost / PAGE_SHARE))
+        changes, trouble = await self._latest()
         start = perf_counter()
-        html = page.render(self._control.snapshot(), ready, why, refresh)
+        html = page.render(self._control.snapshot(), ready, why, refresh, changes, trouble)
         self._page_cost = perf_counter() - start
         return Response(html, media_type="text/html", headers={"content-security-policy": page.CSP})
+
+    async def _latest(self) -> tuple[Rows, str]:
+        """The latest changes, or why they can't be read: the page is for nights on which the store is away, too. Those
+        who look at once share one reading, and who gives up waiting leaves it to go on."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_changes())
+        done, _ = await asyncio.wait([self._reading], timeout=PAGE_PATIENCE)
+        return self._reading.result() if done else ([], f"The audit log doesn't answer within {PAGE_PATIENCE:g} s.")
+
+    async def _read_changes(self) -> tuple[Rows, str]:
+        try:
+            return await self._control.audit(PAGE_CHANGES, None, None), ""
+        except ControlRefused as refused:
+            return [], refused.message
 
     async def healthz(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")

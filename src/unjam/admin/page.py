@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from unjam import __version__
+from unjam.admin import versions
+from unjam.admin.markup import STAY, clip, meter, number, pill, seconds
 from unjam.core.spec import UNSIZED_SLOTS
 from unjam.telemetry import endpoints as read
 
@@ -49,6 +50,17 @@ small{display:block;color:var(--dim);font:11.5px/1.35 system-ui,sans-serif}svg+s
 .kf{background:var(--fast)}.kh{background:var(--heavy)}.ke{background:var(--free)}
 .e{table-layout:fixed}.e .n{width:11%}.e .s{width:22%}td.n{padding-right:18px}th.n{padding-right:18px}
 .l .bar{width:14%}.l .n{width:8%}.l .f{width:9.5%}.l .s{width:22%}td .pill{margin:1px 0}
+.facts{font-size:12.5px;margin-top:-2px}.gauge{display:inline-flex;align-items:center;gap:6px;white-space:nowrap}
+.gauge svg{width:70px;height:7px}.near{fill:var(--others)}
+.steps{display:flex;flex-wrap:wrap;gap:2px 0;list-style:none;margin:0;padding:0;font-size:12px}
+.steps li{display:flex;align-items:center;color:var(--dim)}
+.steps li::before{content:"";width:9px;height:9px;border-radius:50%;border:2px solid var(--line);margin-right:5px}
+.steps li+li{margin-left:7px}
+.steps li+li::after{content:"";order:-1;width:14px;height:2px;background:var(--line);margin-right:7px}
+.steps .done::before,.steps .here::before{background:var(--fast);border-color:var(--fast)}
+.steps .here{color:var(--ink);font-weight:600}.steps .here::before{box-shadow:0 0 0 3px var(--free)}
+.c td{vertical-align:top;overflow-wrap:anywhere}.c .w{width:90px}.c .y{width:32%}
+@media(max-width:720px){.c .a{display:none}}
 @media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}.l .n{width:15.5%}.l .s{width:30%}
 .l td,.l th{padding-right:8px}th.f{white-space:normal}}
 a{color:var(--fast);text-decoration:none}a:hover{text-decoration:underline}
@@ -75,8 +87,16 @@ def endpoints_of(snapshot: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from version.get("endpoints", ())
 
 
-def render(snapshot: Mapping[str, Any], ready: bool, why: str, refresh: int = DEFAULT_REFRESH) -> str:
-    """The whole page. `refresh`: seconds, 0 for never. Every text from the snapshot is escaped."""
+def render(
+    snapshot: Mapping[str, Any],
+    ready: bool,
+    why: str,
+    refresh: int = DEFAULT_REFRESH,
+    changes: Sequence[Mapping[str, Any]] = (),
+    trouble: str = "",
+) -> str:
+    """The whole page. `refresh`: seconds, 0 for never; `changes`: the latest of the audit log, or `trouble`: why they
+    can't be read. Every text is escaped."""
     services = snapshot.get("services", {})
     endpoints = list(endpoints_of(snapshot))
     running = sum(endpoint.get("inflight", 0) for endpoint in endpoints)
@@ -88,7 +108,7 @@ def render(snapshot: Mapping[str, Any], ready: bool, why: str, refresh: int = DE
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">',
         f'<meta http-equiv="refresh" content="{refresh}">' if refresh else "",
         f"<style>{_STYLE}</style></head><body><header><h1>unjam</h1>",
-        _pill("ok", "ready") if ready else _pill("bad", f"not ready: {why}"),
+        pill("ok", "ready") if ready else pill("bad", f"not ready: {why}"),
         f'<span class="num"><b>{running}</b> <span class="dim">running</span></span>',
         f'<span class="num"><b>{waiting}</b> <span class="dim">waiting</span></span>',
         f'<span class="num"><b>{usable}</b><span class="dim"> of {len(endpoints)} endpoints usable</span></span>',
@@ -101,6 +121,7 @@ def render(snapshot: Mapping[str, Any], ready: bool, why: str, refresh: int = DE
         parts.append('<section class="card"><div class="head">No service is configured.</div></section>')
     parts += [_service(name, service) for name, service in services.items()]
     parts += _regions(snapshot.get("regions", {}))
+    parts.append(versions.changes(changes, trouble))
     again = f"refreshes every {refresh} s · <a href='/?refresh=0'>pause</a>" if refresh else "<a href='/'>refresh</a>"
     parts.append(
         f"</main><footer>unjam {escape(__version__)} · {again} · <a href='/api/state'>state</a> · "
@@ -113,12 +134,13 @@ def _service(name: str, service: Mapping[str, Any]) -> str:
     queue = _queue(service)
     waiting = sum(queue.values())
     lanes = ", ".join(f"{escape(str(lane))} {n}" for lane, n in queue.items() if n)
-    pill = _pill("warn", f"{waiting} waiting") if waiting else '<span class="dim">nothing waits</span>'
+    queued = pill("warn", f"{waiting} waiting") if waiting else '<span class="dim">nothing waits</span>'
     policy = f'<span class="dim">{escape(str(service["policy"]))}</span>' if "policy" in service else ""
-    head = f'<div class="head"><h2>{escape(name)}</h2>{policy}{pill}<span class="dim">{lanes}</span></div>'
-    versions = service.get("versions", {})
-    total = sum(version.get("weight", 0) for version in versions.values())
-    body = "".join(_version(label, version, total) for label, version in versions.items())
+    head = f'<div class="head"><h2>{escape(name)}</h2>{policy}{queued}<span class="dim">{lanes}</span></div>'
+    found = service.get("versions", {})
+    total = sum(version.get("weight", 0) for version in found.values())
+    body = versions.rollout(service["rollout"]) if service.get("rollout") else ""
+    body += "".join(_version(label, version, total) for label, version in found.items())
     return f'<section class="card">{head}{body}{_oldest(service.get("oldest", ()))}</section>'
 
 
@@ -127,7 +149,7 @@ def _oldest(running: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
         f"<tr><td>{escape(str(lease['bucket']))}</td><td>{escape(str(lease['tenant'] or ''))}</td>"
         f'<td class="url">{escape(str(lease["endpoint"]))}</td><td>{escape(str(lease["lane"]))}</td>'
-        f'<td class="n num">{_seconds(lease["age"])}</td><td class="n num">{_seconds(lease["expected"])}</td></tr>'
+        f'<td class="n num">{seconds(lease["age"])}</td><td class="n num">{seconds(lease["expected"])}</td></tr>'
         for lease in running
     )
     if not rows:
@@ -139,16 +161,6 @@ def _oldest(running: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _version(name: str, version: Mapping[str, Any], total: float) -> str:
-    weight = version.get("weight", 0)
-    share = f" ({100 * weight / total:.0f} %)" if total else ""
-    breaker = version.get("breaker", {})
-    state = breaker.get("state", "closed")
-    tone = {"closed": "ok", "open": "bad"}.get(state, "warn")
-    notes = [f"weight {_number(weight)}{share}"]
-    if state != "closed" and "share" in breaker:
-        notes.append(f"gets {100 * breaker['share']:.0f} % of it")
-    if breaker.get("why"):
-        notes.append(str(breaker["why"]))
     endpoints = sorted(
         version.get("endpoints", ()),
         key=lambda e: (read.usable(e), -e.get("inflight", 0) / max(1, e.get("slots") or 1), e.get("name", "")),
@@ -167,9 +179,36 @@ def _version(name: str, version: Mapping[str, Any], total: float) -> str:
         if rows
         else '<p class="dim">no endpoints</p>'
     )
+    workers = version.get("workers") or ()
+    if workers and not rows:
+        table = ""
+    return f'<div class="version">{versions.head(name, version, total)}{table}{more}{_workers(workers)}</div>'
+
+
+def _workers(workers: Sequence[Mapping[str, Any]]) -> str:
+    """Those that claim runs of the version; the troubled and the busiest come first."""
+    found = sorted(workers, key=lambda w: (read.usable(w), -w.get("inflight", 0), str(w.get("name", ""))))
+    rows = "".join(_worker(worker) for worker in found[:MAX_ROWS])
+    if not rows:
+        return ""
+    more = f'<p class="dim">and {len(found) - MAX_ROWS} more</p>' if len(found) > MAX_ROWS else ""
     return (
-        f'<div class="version"><div class="row"><h3>{escape(name)}</h3>{_pill(tone, f"breaker {state}")}'
-        f'<span class="dim">{escape(" · ".join(notes))}</span></div>{table}{more}</div>'
+        '<table class="e"><thead><tr><th>worker</th><th class="bar">slots</th><th class="n">running</th>'
+        f'<th class="n a">heard of</th><th class="s">state</th></tr></thead><tbody>{rows}</tbody></table>{more}'
+    )
+
+
+def _worker(worker: Mapping[str, Any]) -> str:
+    slots, running, heavy = worker.get("slots") or 0, worker.get("inflight", 0), worker.get("heavy", 0)
+    others = max(0, (worker.get("taken") or 0) - running)
+    words = ([f"{others} by others"] if others else []) + (["waits for work"] if worker.get("claiming") else [])
+    words += [f"known to {worker['via']}"] if worker.get("via") else []
+    note = f"<small>{escape(' · '.join(words))}</small>" if words else ""
+    seen = read.number(worker.get("seen"))
+    return (
+        f'<tr><td class="url">{escape(str(worker.get("name", "?")))}{note}</td>'
+        f'<td class="bar">{_bar(running - heavy, heavy, slots)}</td><td class="n num">{running} / {slots}</td>'
+        f'<td class="n a num">{"" if seen is None else f"{seconds(seen)} ago"}</td><td>{_state(worker)}</td></tr>'
     )
 
 
@@ -187,20 +226,20 @@ def _endpoint(endpoint: Mapping[str, Any], loaded: bool) -> str:
         f'<tr><td class="url">{escape(str(endpoint.get("name", "?")))}{region}{_note(endpoint)}</td>'
         f'<td class="bar">{_bar(running - heavy, heavy, slots)}</td>'
         f'<td class="n num">{running}{"" if unsized else f" / {slots}"}</td>{load}'
-        f'<td class="n a num">{"" if available is None else _number(available)}</td><td>{_state(endpoint)}</td></tr>'
+        f'<td class="n a num">{"" if available is None else number(available)}</td><td>{_state(endpoint)}</td></tr>'
     )
 
 
 def _note(endpoint: Mapping[str, Any]) -> str:
     """Below the URL: its size, where the slots come from, who reports and how long ago."""
     cores, memory = read.number(endpoint.get("cores")), read.number(endpoint.get("memory"))
-    parts = [] if cores is None else [f"{_number(cores)} cores"]
+    parts = [] if cores is None else [f"{number(cores)} cores"]
     parts += [] if memory is None else [read.size(memory)]
     origin = _SLOTS_FROM.get(endpoint.get("slots_from", ""))
     parts += [origin] if origin else []
     parts += ["added by its reporter"] if endpoint.get("discovered") else []
-    parts += [f"{source.name} {_seconds(source.age)} ago" for source in read.sources(endpoint)]
-    return f"<small>{escape(' · '.join(part.replace(' ', _STAY) for part in parts))}</small>" if parts else ""
+    parts += [f"{source.name} {seconds(source.age)} ago" for source in read.sources(endpoint)]
+    return f"<small>{escape(' · '.join(part.replace(' ', STAY) for part in parts))}</small>" if parts else ""
 
 
 _SLOTS_FROM = {
@@ -216,7 +255,7 @@ def _cpu(endpoint: Mapping[str, Any]) -> str:
     ours, others = read.our_cpu(endpoint), read.number(endpoint.get("other_cpu"))
     if not read.has_load(endpoint) or (ours is None and others is None):
         return '<span class="dim">not reported</span>'
-    ours, others = _clip(ours or 0.0), _clip(others or 0.0)
+    ours, others = clip(ours or 0.0), clip(others or 0.0)
     ours = min(ours, 1.0 - others)
     said = f"{100 * ours:.0f} % ours, {100 * others:.0f} % others"
     return (
@@ -230,10 +269,6 @@ def _cpu(endpoint: Mapping[str, Any]) -> str:
 def _memory(endpoint: Mapping[str, Any]) -> str:
     free = read.number(read.figure(endpoint, "memory_free"))
     return "" if free is None else f"{read.size(free)}"
-
-
-def _clip(share: float) -> float:
-    return min(1.0, max(0.0, share))
 
 
 def _bar(fast: int, heavy: int, slots: int) -> str:
@@ -251,7 +286,7 @@ def _regions(regions: Mapping[str, Any]) -> list[str]:
     if not regions:
         return []
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="bar">{_share_bar(region.get("headroom", 1.0))}</td>'
+        f'<tr><td>{escape(name)}</td><td class="bar">{meter(region.get("headroom", 1.0), "fast")}</td>'
         f'<td class="n num">{100 * region.get("headroom", 1.0):.0f} % left{_blocked(region)}</td></tr>'
         for name, region in regions.items()
     )
@@ -262,16 +297,8 @@ def _regions(regions: Mapping[str, Any]) -> list[str]:
 
 
 def _blocked(region: Mapping[str, Any]) -> str:
-    seconds = region.get("blocked_for", 0.0)
-    return f", blocked for {_seconds(seconds)}" if seconds else ""
-
-
-def _share_bar(share: float) -> str:
-    width = 100 * _clip(share)
-    return (
-        '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="free" width="100" '
-        f'height="10"/><rect class="fast" width="{width:.2f}" height="10"/></svg>'
-    )
+    left = region.get("blocked_for", 0.0)
+    return f", blocked for {seconds(left)}" if left else ""
 
 
 def _queue(service: Mapping[str, Any]) -> dict[str, int]:
@@ -284,27 +311,6 @@ _PILLS = {read.FINE: "ok", read.NOTE: "note", read.PARTLY: "warn", read.BAD: "ba
 
 def _state(endpoint: Mapping[str, Any]) -> str:
     """Why it gets work or not, in the balancer's own words, and how many reports were not used."""
-    pills = [_pill(_PILLS[read.tone(word)], word) for word in read.words(endpoint)]
-    pills += [_pill("note", words) for words in read.unused(endpoint)]
+    pills = [pill(_PILLS[read.tone(word)], word) for word in read.words(endpoint)]
+    pills += [pill("note", words) for words in read.unused(endpoint)]
     return " ".join(pills)
-
-
-def _pill(tone: str, text: str) -> str:
-    return f'<span class="pill {tone}">{escape(_UNIT.sub(_STAY, text))}</span>'
-
-
-#: A space at which no line is broken, and where it is better than another.
-_STAY = "\u00a0"
-_UNIT = re.compile(r"(?<=\d) (?=[%sKMG])")
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _seconds(value: float) -> str:
-    if value < 1:
-        return f"{value * 1000:.0f} ms"
-    if value < 120:
-        return f"{value:.1f} s"
-    return f"{value / 60:.0f} min"

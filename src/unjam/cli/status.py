@@ -47,6 +47,8 @@ def show(state: Mapping[str, Any], console: Console | None = None) -> None:
 
 def _service(out: Console, name: str, service: Mapping[str, Any]) -> None:
     out.print(Text(_text(name), "bold").append(f"  {_summary(service)}", "not bold"), soft_wrap=True)
+    if service.get("rollout"):
+        out.print(Text("  ").append(_rollout(service["rollout"])), soft_wrap=True)
     for version_name, version in _items(service.get("versions")):
         out.print(Text("  ").append(_version_line(version_name, version)), soft_wrap=True)
         out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4)))
@@ -82,9 +84,53 @@ def _version_line(name: str, version: Mapping[str, Any]) -> Text:
         why = f" ({_text(breaker['why'])})" if breaker.get("why") else ""
         left = f" for {seconds_of(breaker['opens_for'])} more" if breaker.get("opens_for") else ""
         line.append(f"{left}{why}", "red")
+    line.append(_evidence(breaker), "dim")
+    if spilt := read.number(version.get("overflowed")):
+        line.append(f", {_number(spilt)} overflowed", "not bold")
+    if read.number(version.get("good")) or read.number(version.get("bad")):
+        line.append(f", verdicts {_number(version.get('good'))} good, {_number(version.get('bad'))} bad", "not bold")
     if version.get("panic"):
         line.append(", too few are healthy: all are used", "bold red")
     return line
+
+
+def _evidence(breaker: Mapping[str, Any]) -> str:
+    """How near it is to tripping; nothing where nothing speaks against the version."""
+    words = ""
+    for key, limit, told in (
+        ("evidence", "trips_at", "evidence"),
+        ("quality_evidence", "quality_trips_at", "evidence from samples"),
+    ):
+        found, most = read.number(breaker.get(key)), read.number(breaker.get(limit))
+        if found and most:
+            words += f", {told} {found:.3g} of {most:.3g}"
+    return words
+
+
+#: States of a rollout that somebody should look at.
+_STOPPED = {"paused": "yellow", "rolled_back": "bold red"}
+
+
+def _rollout(found: Mapping[str, Any]) -> Text:
+    """How far it is, through which steps, what it waits for, and why it is there."""
+    state = _text(found.get("state"))
+    line = Text("rollout of ").append(_text(found.get("version")), "bold").append(" ")
+    line.append(state.replace("_", " "), _STOPPED.get(state, ""))
+    line.append(f" at {_share(found.get('share'))}")
+    steps = found.get("steps")
+    if isinstance(steps, list) and state in ("running", "paused"):
+        line.append(f" (steps {', '.join(map(_share, steps))})")
+    if found.get("waits_for"):
+        line.append(f", waits: {_text(found['waits_for'])}")
+    if found.get("why"):
+        line.append(f"; {_text(found['why'])}", "dim")
+    return line
+
+
+def _share(value: Any) -> str:
+    """A share of the traffic, which may be small."""
+    found = read.number(value)
+    return "–" if found is None else f"{100 * found:.3g}%"
 
 
 @dataclass(frozen=True, slots=True)
