@@ -277,7 +277,7 @@ def latency(given: argparse.Namespace) -> dict[str, Any]:
             for way, found in json.loads(done.stdout).items():
                 if len(found["latencies"]) != found["sent"]:
                     raise RuntimeError(f"{kind}, {way}: {found['sent']} sent, {len(found['latencies'])} received")
-                name = "redis publish → subscribe" if way == "redis" else f"unjam, {kind}, worker: {way}"
+                name = f"unjam, {kind}, worker: {way}" if way in ("http", "direct") else f"{way} publish → subscribe"
                 rounds.setdefault(name, []).append(found["latencies"])
     bare = {q: median(quantile(each, q) for each in rounds["redis publish → subscribe"]) for q in (0.5, 0.99)}
     out: dict[str, Any] = {}

@@ -3,7 +3,8 @@
     python -m benchmarks.load.run_latency --gateway PORT [--redis PORT] --runs 20 --rate 100 --seconds 10
 
 Both ends are in this one process, for all ways alike; ways take turns, event by event. Ways: `direct`, a worker that
-speaks to Redis itself; `http`, one that speaks to the gateway; `redis`, PUBLISH and SUBSCRIBE over two plain sockets.
+speaks to Redis itself; `http`, one that speaks to the gateway; `redis`, PUBLISH and SUBSCRIBE over two plain sockets;
+`redis-py`, the same with that library.
 Prints a line of JSON: the latencies of each way, in seconds.
 """
 
@@ -18,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 import uvloop
+from redis.asyncio import Redis
 
 from unjam.client.sse import Reader
 from unjam.http.gateways import Gateways
@@ -107,6 +109,28 @@ async def through_redis(port: int) -> tuple[Way, list[asyncio.Task[None]]]:
     return way, [asyncio.create_task(hear())]
 
 
+async def through_redis_py(port: int) -> tuple[Way, list[asyncio.Task[None]]]:
+    redis: Redis[Any] = Redis(port=port)
+    hearing = redis.pubsub()
+    await hearing.subscribe("library")
+    await hearing.get_message(timeout=5.0)
+
+    async def send(number: int) -> None:
+        await redis.publish("library", data())
+
+    way = Way("redis-py", send)
+
+    async def hear() -> None:
+        try:
+            async for message in hearing.listen():
+                way.arrived(json.loads(message["data"])["at"])
+        finally:
+            await hearing.aclose()
+            await redis.aclose()
+
+    return way, [asyncio.create_task(hear())]
+
+
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     gateways = Gateways(f"http://127.0.0.1:{given.gateway}", agent="bench")
     links: list[Link] = []
@@ -124,9 +148,10 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         ways.append(way)
         tasks += more
     if given.redis:
-        way, more = await through_redis(given.redis)
-        ways.append(way)
-        tasks += more
+        for through in (through_redis, through_redis_py):
+            way, more = await through(given.redis)
+            ways.append(way)
+            tasks += more
     await asyncio.sleep(1.0)
     begin, number = monotonic(), 0
     sending: set[asyncio.Task[Any]] = set()
