@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
-from unjam.gateway import heads, loads, maintenance, respond
+from unjam.gateway import heads, loads, maintenance, respond, retries
+from unjam.gateway.own_verdicts import REJECTED, heed, judged_bad
 from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING, Unwanted
 from unjam.gateway.taps import Tap
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
-from unjam.wire import sse, verdict, websocket
+from unjam.wire import sse, websocket
 from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
 
 #: Bytes of a request body kept so that another endpoint can be tried; a longer one is streamed and tried once.
 REPLAY = 65536
-
-#: Methods that may be sent again although an endpoint may have acted on them (RFC 9110 §9.2.2).
-IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
-
-#: Seconds after sending within which the loss of a kept-alive connection means that the endpoint had closed it before.
-STALE = 1.0
-
-#: `reason` of an answer that the agent itself called bad.
-REJECTED = "rejected_quality"
 
 
 class Exchange(Request):
@@ -207,7 +199,8 @@ class Exchange(Request):
             return
         timed_out = isinstance(error, TimeoutError)
         self.client.gateway.log_connect_failure(upstream, error)
-        self._next_endpoint(
+        retries.next_endpoint(
+            self,
             Outcome.TIMEOUT if timed_out else Outcome.SERVER_ERROR,
             504 if timed_out else 502,
             "connect_timeout" if timed_out else "connect_failed",
@@ -301,8 +294,8 @@ class Exchange(Request):
         if memo is None:
             memo = heads.answer_memo(head)
             if head.memo is None:
-                self._said(head, now)
-        if head.status >= 500 and self.goes_elsewhere(Outcome.SERVER_ERROR, "agent_error", now):
+                heed(self, head, now)
+        if head.status >= 500 and retries.goes_elsewhere(self, Outcome.SERVER_ERROR, "agent_error", now):
             raise Unwanted
         self.first_byte = self.last = now
         self.status = head.status
@@ -334,32 +327,12 @@ class Exchange(Request):
         if not whole:
             client.look(now + self.timeouts().idle)
 
-    def _said(self, head: ResponseHead, now: float) -> None:
-        """The answer's head says something to the gateway: of the endpoint's load, of its own quality. Raises
-        Unwanted."""
-        known = head.known
-        if self.upstream is not None and not loads.PRESENT.isdisjoint(known):
-            loads.said(self.upstream.upstream, known, now)
-        value = known.get(verdict.HEADER)
-        if value is None or head.status >= 400:
-            return
-        try:
-            said = verdict.from_header(value)
-        except verdict.BadVerdict:
-            self.stats.verdict("agent", "unreadable")
-            return
-        self.stats.verdict("agent", "bad" if said.bad else "good")
-        if said.bad:
-            self.reason = REJECTED
-            if self.goes_elsewhere(Outcome.REJECTED_QUALITY, REJECTED, now):
-                raise Unwanted
-
     def _look_into(self, lease: Lease, head: ResponseHead, payload: bytes, now: float) -> None:
         """Somebody wants to know more of this answer than that it passed."""
         usage = lease.endpoint.region is not None
         if usage:
             self.client.gateway.heed(lease, head, now)
-        self.tap = Tap(usage, lease.service.shell)
+        self.tap = Tap(usage, lease.service.shell, head)
         self.tap.feed(payload)
 
     def _forget_heads(self) -> None:
@@ -394,21 +367,10 @@ class Exchange(Request):
         elif self.events is not None and self.events.errors:
             outcome = Outcome.SERVER_ERROR
             self.reason = "error_event"
-        elif self.reason == REJECTED or (self.events is not None and self.events.verdict and self._judged()):
+        elif self.reason == REJECTED or (self.events is not None and self.events.verdict and judged_bad(self)):
             outcome = Outcome.REJECTED_QUALITY
             self.reason = REJECTED
         self._end(outcome, reusable and self.body_done, now)
-
-    def _judged(self) -> bool:
-        """The stream had a verdict on itself: whether it was a bad one."""
-        assert self.events is not None
-        try:
-            said = verdict.from_event(self.events.verdict or b"")
-        except verdict.BadVerdict:
-            self.stats.verdict("agent", "unreadable")
-            return False
-        self.stats.verdict("agent", "bad" if said.bad else "good")
-        return said.bad
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
         """101: become a tunnel, if that was asked for and the endpoint really agreed (RFC 6455 §4.1)."""
@@ -436,106 +398,20 @@ class Exchange(Request):
         self.bytes_out += len(rest)
         self.client.start_tunnel()
 
+    def on_lost(self, error: Exception | None) -> None:
+        """The endpoint's connection went away in the middle."""
+        retries.lost(self)
+
     def bad_answer(self, error: Malformed) -> None:
         """The endpoint broke the protocol: 502 when the client has seen nothing, else an honest cut."""
         self.client.gateway.log_bad_answer(self, error)
         self.drop_upstream()
         if self.state == RELAYING:
             self.cut(Outcome.TRUNCATED, error.reason, "The agent's answer broke off: it was not valid HTTP.")
-        elif not self.goes_elsewhere(Outcome.SERVER_ERROR, error.reason, monotonic()):
+        elif not retries.goes_elsewhere(self, Outcome.SERVER_ERROR, error.reason, monotonic()):
             self.fail(502, error.reason, "The endpoint's answer was not valid HTTP.", outcome=Outcome.SERVER_ERROR)
 
-    def on_lost(self, error: Exception | None) -> None:
-        """The endpoint's connection went away in the middle."""
-        connection, self.upstream = self.upstream, None
-        if self.state == RELAYING:
-            self.cut(Outcome.TRUNCATED, "endpoint_lost", "The agent's connection was lost before its answer ended.")
-            return
-        lease = self.lease
-        assert lease is not None
-        reused = connection is not None and connection.used
-        idempotent = self.head.method in IDEMPOTENT or b"idempotency-key" in self.head.known
-        stale = reused and monotonic() - self.sent_at < STALE
-        if idempotent and stale and self.replayable and lease.service.spec.retry.attempts:
-            # The endpoint hung up an idle connection just as it was used: no failure of its own, and a fresh
-            # connection can't end the same way.
-            self.retries += 1
-            self.stats.retries += 1
-            self.state = CONNECTING
-            upstream: Upstream = lease.endpoint.shell
-            upstream.connect(self, self.timeouts().connect)
-        elif idempotent:
-            self._next_endpoint(
-                Outcome.SERVER_ERROR, 502, "endpoint_lost", "The agent's connection was lost before it answered."
-            )
-        else:
-            self.fail(
-                502,
-                "endpoint_lost",
-                "The agent's connection was lost before it answered. It may have begun the work, so the request was "
-                "not sent again; send an Idempotency-Key header to allow that."
-                + (" (The connection had been kept alive by the endpoint.)" if reused else ""),
-                outcome=Outcome.SERVER_ERROR,
-            )
-
     # -- failing ---------------------------------------------------------------------------------------------------
-
-    def goes_elsewhere(self, outcome: Outcome, reason: str, now: float) -> bool:
-        """Nothing has reached the client, and its version, being on probation, has just failed it: have another one
-        serve it, or the fallback chain, if the service wants that and it can be sent again."""
-        lease = self.lease
-        assert lease is not None
-        retry = lease.service.spec.retry
-        if retry.answers == "never" or (retry.answers == "probes" and lease.version.breaker.closed):
-            return False
-        if not (self.replayable and self.body_done) or self.retries >= retry.attempts:
-            return False
-        gateway = self.client.gateway
-        spared = gateway.balancer.spared(self, lease.version, now)
-        if not spared:
-            return False
-        self.drop_upstream()
-        self.tried = spared
-        self._again(lease, outcome, now, 502, reason, "The agent failed, and nobody else could take the request.")
-        return True
-
-    def _next_endpoint(self, outcome: Outcome, status: int, reason: str, message: str, unreached: bool = False) -> None:
-        """Nothing has reached the client: give the slot back and try elsewhere, within attempts and budget."""
-        lease = self.lease
-        assert lease is not None
-        gateway = self.client.gateway
-        now = monotonic()
-        retry = (
-            self.replayable
-            and self.retries < lease.service.spec.retry.attempts
-            and gateway.balancer.may_retry(lease.service, now)
-        )
-        if not retry:
-            self.fail(status, reason, message, outcome=outcome, unreached=unreached)
-            return
-        self.upstream = None
-        self.tried = (*self.tried, lease.endpoint)
-        self._again(lease, outcome, now, status, reason, message, unreached)
-
-    def _again(
-        self,
-        lease: Lease,
-        outcome: Outcome,
-        now: float,
-        status: int,
-        reason: str,
-        message: str,
-        unreached: bool = False,
-    ) -> None:
-        """End this lease and ask for another; the rest is what the client is told if there is none."""
-        self.lease = None
-        self.reason = ""
-        self.retries += 1
-        self.last = now
-        self.stats.retries += 1
-        self.state = QUEUED
-        self.client.gateway.finish(lease, outcome, now, None, unreached)
-        self.offer(now, (status, reason, message, lease, outcome))
 
     def fail(
         self,

@@ -18,7 +18,7 @@ import msgspec
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.gateway import answers, features, loads
 from unjam.gateway.envelope import Envelope, EnvelopeHead
-from unjam.gateway.exchange import STALE
+from unjam.gateway.retries import STALE
 from unjam.gateway.taps import USAGE_TAIL
 from unjam.gateway.journal import Journal
 from unjam.gateway.routing import prefix_of

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from unjam.core.model import Lease, Outcome
     from unjam.gateway.exchange import Exchange
+    from unjam.wire.http1 import ResponseHead
 
 #: Bytes of an answer's end in which a provider's token usage is looked for.
 USAGE_TAIL: Final = 4096
@@ -26,14 +27,15 @@ class Watch(Protocol):
 
 class Tap:
     """`tail`: the end of the answer, None when nobody asks for usage. `pieces`: its bytes as far as they were wanted;
-    `whole`: none is missing. `watch`: who is told of its end."""
+    `whole`: none is missing. `watch`: who is told of its end, and `wanted` so many bytes. `head`: of the answer."""
 
-    __slots__ = ("_left", "pieces", "tail", "watch", "whole")
+    __slots__ = ("_left", "head", "pieces", "tail", "wanted", "watch", "whole")
 
-    def __init__(self, usage: bool, watch: Watch | None) -> None:
+    def __init__(self, usage: bool, watch: Watch | None, head: ResponseHead) -> None:
         self.tail: bytes | None = b"" if usage else None
         self.watch = watch
-        self._left = watch.wants() if watch is not None else 0
+        self.head = head
+        self._left = self.wanted = watch.wants() if watch is not None else 0
         self.pieces: list[bytes] = []
         self.whole = True
 

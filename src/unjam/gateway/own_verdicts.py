@@ -1,0 +1,50 @@
+"""What answers say to the gateway in passing: of their endpoint's load, and of their own quality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from unjam.core.model import Outcome
+from unjam.gateway import loads, retries
+from unjam.gateway.states import Unwanted
+from unjam.wire import verdict
+
+if TYPE_CHECKING:
+    from unjam.gateway.exchange import Exchange
+    from unjam.wire.http1 import ResponseHead
+
+#: `reason` of an answer that the agent itself called bad.
+REJECTED: Final = "rejected_quality"
+
+
+def heed(exchange: Exchange, head: ResponseHead, now: float) -> None:
+    """The answer's head says something to the gateway: of the endpoint's load, of its own quality. Raises
+    Unwanted."""
+    known = head.known
+    if exchange.upstream is not None and not loads.PRESENT.isdisjoint(known):
+        loads.said(exchange.upstream.upstream, known, now)
+    value = known.get(verdict.HEADER)
+    if value is None or head.status >= 400:
+        return
+    try:
+        said = verdict.from_header(value)
+    except verdict.BadVerdict:
+        exchange.stats.verdict("agent", "unreadable")
+        return
+    exchange.stats.verdict("agent", "bad" if said.bad else "good")
+    if said.bad:
+        exchange.reason = REJECTED
+        if retries.goes_elsewhere(exchange, Outcome.REJECTED_QUALITY, REJECTED, now):
+            raise Unwanted
+
+
+def judged_bad(exchange: Exchange) -> bool:
+    """The stream had a verdict on itself: whether it was a bad one."""
+    assert exchange.events is not None
+    try:
+        said = verdict.from_event(exchange.events.verdict or b"")
+    except verdict.BadVerdict:
+        exchange.stats.verdict("agent", "unreadable")
+        return False
+    exchange.stats.verdict("agent", "bad" if said.bad else "good")
+    return said.bad
