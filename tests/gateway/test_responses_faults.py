@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import tracemalloc
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from unjam.gateway import story as telling
+from unjam.gateway.made import Made
 from unjam.gateway.story import Story, frame
-from unjam.runs.model import Event, Run
+from unjam.gateway.tales import Stream, Tales
+from unjam.runs.hub import Hub
+from unjam.runs.model import Event, NewEvent, NewRun, Run
 from unjam.runs.store.memory import MemoryStore
 
 from .durable import Api, runs_gateway
@@ -40,7 +47,7 @@ class Reader:
 
     @classmethod
     async def of(cls, running: Running, response: str, after: int | None = None) -> Reader:
-        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1 << 26)
         start = "" if after is None else f"&starting_after={after}"
         writer.write(f"GET /v1/responses/{response}?stream=true{start} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
@@ -131,3 +138,183 @@ async def test_a_stream_that_is_asked_for_as_a_drain_begins_does_not_hold_it_up(
             store.gate.set()
             assert await (await asking).rest() == []
             await draining
+
+
+# -- many streams of one response -------------------------------------------------------------------------------------
+
+
+class Client:
+    """The exchange of one stream, whose client reads when it likes."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.got = bytearray()
+        self.rng = rng
+        self.slow = rng.random() < 0.6
+        self.room = self.started = True
+        self.over = False
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None: ...
+
+    def write(self, data: bytes) -> bool:
+        self.got += data
+        self.room = not (self.slow and self.rng.random() < 0.5)
+        return self.room
+
+    async def send(self, data: bytes) -> None:
+        self.got += data
+
+    def work(self, handler: Any) -> None:
+        self.tasks.append(asyncio.create_task(handler(self)))
+
+    def end(self) -> None:
+        self.over = True
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_all_streams_of_a_response_tell_the_same_however_they_are_read(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one gets is the end of what one gets who was there from the beginning and read all at once."""
+
+    async def test() -> None:
+        rng = random.Random(seed)
+        monkeypatch.setattr("unjam.runs.hub.LIMIT", 16)
+        store = MemoryStore()
+        hub = Hub(store)
+        durable: Any = SimpleNamespace(hub=hub, store=store, held=set(), gateway=SimpleNamespace(draining=False))
+        run, _ = await store.create(NewRun(service="a", input=b"1", digest=b"", pull=True, retry="restart"))
+        claim = await store.claim(["a"], "w", pull=True)
+        tales = Tales()
+        streams: list[tuple[int, Any, Stream]] = []
+        reference = Story("resp_1", 0.0, {})
+        known = batch = 0
+        for turn in range(40):
+            if rng.random() < 0.1 and claim is not None:
+                await store.release(run.id, claim.run.fence)
+                claim, batch = await store.claim(["a"], "w", pull=True), 0
+            assert claim is not None
+            batch += 1
+            words = [msgspec.json.encode(f"{turn}.{number} ") for number in range(rng.randrange(1, 40))]
+            await store.append(run.id, claim.run.fence, batch, [NewEvent("delta", word) for word in words])
+            for _ in range(rng.randrange(3)):
+                after = rng.choice((-1, known - 1, known - 1, rng.randrange(-1, known + 1)))
+                client = Client(rng)
+                stream = Stream(durable, client, tales, run.id, Story("resp_1", 0.0, {}), after)  # type: ignore[arg-type]
+                stream.begin()
+                streams.append((after, client, stream))
+            for _, client, stream in streams:
+                if not client.room and rng.random() < 0.4:
+                    client.room = True
+                    stream._go_on()
+            for _ in range(rng.randrange(6)):
+                await asyncio.sleep(0)
+            if rng.random() < 0.5:
+                known = max((stream._tale.story.number for _, _, stream in streams), default=0)
+        await store.finish(run.id, claim.run.fence, "completed", result=b'"done"')
+        async with asyncio.timeout(20):
+            while not all(client.over for _, client, _ in streams):
+                for _, client, stream in streams:
+                    if not client.room:
+                        client.room = True
+                        stream._go_on()
+                await asyncio.sleep(0)
+        log = (await store.read(run.id, limit=100_000, size=1 << 30)).events
+        told = [event for each in log for event in reference.tell(each)] + reference.end(b'"done"')
+        assert len(streams) > 10
+        for after, client, _ in streams:
+            assert bytes(client.got) == b"".join([frame(event) for event in told if event["sequence_number"] > after])
+        await hub.close()
+
+    asyncio.run(test())
+
+
+@in_loop
+async def test_a_stream_that_is_up_to_date_costs_no_copy_of_the_text() -> None:
+    async with runs_gateway("limits: {max_body: 64MiB}\n") as running:
+        api = await Api.connect(running)
+        response, claim = await created(api)
+        for batch in range(20):
+            await say(api, claim, batch + 1, b'"' + b"x" * 200_000 + b'"')
+        first = await Reader.of(running, response)
+        await first.until(b'"sequence_number":24')
+        tracemalloc.start()
+        try:
+            idle = [await Reader.of(running, response, after=1_000_000) for _ in range(20)]
+            assert tracemalloc.get_traced_memory()[1] < 12_000_000, "three copies of it"
+        finally:
+            tracemalloc.stop()
+        await api.finish(claim, "done")
+        for reader in idle:
+            assert await reader.rest() == []
+        await first.until(b'"type":"response.completed"')
+        first.writer.close()
+
+
+@in_loop
+async def test_an_ended_response_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stories: list[Story] = []
+
+    class Counted(Story):
+        def __init__(self, *given: Any) -> None:
+            stories.append(self)
+            super().__init__(*given)
+
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        response, claim = await created(api)
+        await say(api, claim, 1, b'"some text"')
+        await api.finish(claim)
+        monkeypatch.setattr("unjam.gateway.responses.Story", Counted)
+        answers = [await api.call("GET", f"/v1/responses/{response}") for _ in range(3)]
+        others = [await Api.connect(running) for _ in range(5)]
+        answers += await asyncio.gather(*(other.call("GET", f"/v1/responses/{response}") for other in others))
+        assert all(answer == answers[0] for answer in answers)
+        assert answers[0][1]["output"][0]["content"][0]["text"] == "some text"
+        assert len(stories) == 1
+
+
+def test_a_response_has_a_text_of_bounded_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "MOST_TEXT", 10)
+    story = Story("resp_1", 0.0, {})
+    deltas = [
+        event["delta"] for number in range(5) for event in story.tell(Event(number, "delta", b'"four"', 0.0))[-1:]
+    ]
+    assert "".join(deltas) == "four" * 5
+    last = story.end(None)[-1]
+    assert (last["type"], last["response"]["incomplete_details"]) == (
+        "response.incomplete",
+        {"reason": "text_too_long"},
+    )
+    assert last["response"]["output"][0]["content"][0]["text"] == "fourfourfo"
+
+
+def test_what_is_made_is_made_once_and_kept_within_bounds() -> None:
+    async def test() -> None:
+        made, calls = Made(most=10), list[str]()
+
+        def give(key: str, size: int) -> Any:
+            async def make() -> bytes:
+                calls.append(key)
+                await asyncio.sleep(0)
+                if not size:
+                    raise LookupError(key)
+                return key.encode() * size
+
+            return made.get(key, make)
+
+        both = await asyncio.gather(give("a", 6), give("a", 6))
+        assert both[0] is both[1]
+        assert await give("a", 6) is both[0]
+        assert calls == ["a"]
+        await give("b", 6)
+        assert made.size == 6
+        await give("a", 6)
+        await give("c", 11)
+        assert calls == ["a", "b", "a", "c"]
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                await give("d", 0)
+        assert calls[4:] == ["d", "d"]
+
+    asyncio.run(test())

@@ -7,6 +7,7 @@ docs/openai-responses.md is its page.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -21,12 +22,13 @@ import msgspec
 from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.envelope import plain, wrap
 from unjam.gateway.exchange import Exchange
-from unjam.gateway.local import Answer, Gone, LocalExchange, Refused
+from unjam.gateway.local import Answer, LocalExchange, Refused
 from unjam.gateway.runs_api import idempotency_key, may_call
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.runs_follow import Held
 from unjam.gateway.states import ENDED, INSPECTING
-from unjam.gateway.story import ECHOED, STATUS, Json, Story, decoded, error_of, frame, response
+from unjam.gateway.story import ECHOED, STATUS, Json, Story, decoded, error_of, response
+from unjam.gateway.tales import Stream, Tales
 from unjam.gateway.timers import NEVER
 from unjam.runs.hub import Delivery
 from unjam.runs.machine import CANCELLED, COMPLETED, EXPIRED, TERMINAL
@@ -90,6 +92,7 @@ class Responses:
         self._durable = durable
         self._api = api
         self._store = durable.store
+        self._tales = Tales()
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def add_to(self, paths: Paths) -> None:
@@ -166,7 +169,7 @@ class Responses:
         if query.get("stream", "").lower() in ("true", "1"):
             self._follow(exchange, run, shapes.whole(query.get("starting_after", "-1"), "starting_after", -1, 2**53))
             return None
-        return _answer(await self._response(run))
+        return await self._shown(run)
 
     async def _own(self, exchange: LocalExchange, run_id: str) -> Run:
         """Raises `Refused`, StoreError."""
@@ -179,16 +182,25 @@ class Responses:
         exchange.service = run.service
         return run
 
-    async def _response(self, run: Run) -> Json:
+    async def _shown(self, run: Run) -> Answer:
         """The response as it stands; its output only when it has ended. Raises StoreError."""
         if run.status not in TERMINAL:
-            return _unfinished(run)
+            return _answer(_unfinished(run))
+
+        async def make() -> bytes:
+            return msgspec.json.encode(await self._ended(run))
+
+        return Answer(200, await self._durable.made.get(("response", run.id, run.seq), make))
+
+    async def _ended(self, run: Run) -> Json:
+        """Raises StoreError."""
         story = story_of(run)
         after = -1
         while (batch := await self._store.read(run.id, after)).events:
             for event in batch.events:
                 story.tell(event)
             after = batch.next - 1
+            await asyncio.sleep(0)  # others are to have their turn
         if run.status == COMPLETED:
             return _completed_at(run, story.end(await self._store.result(run.id))[-1]["response"])
         error = None
@@ -200,7 +212,7 @@ class Responses:
 
     def _follow(self, exchange: LocalExchange, run: Run, after: int) -> None:
         if not exchange.gone:
-            Stream(self._durable, exchange, run, after).begin()
+            Stream(self._durable, exchange, self._tales, run.id, story_of(run), after).begin()
 
     @spoken
     async def input_items(self, exchange: LocalExchange) -> Answer | None:
@@ -228,7 +240,7 @@ class Responses:
         run = (await self._store.cancel(run.id)).run
         self._durable.poke(run.id)
         if run.status in TERMINAL:
-            return _answer(await self._response(run))
+            return await self._shown(run)
         if not exchange.gone:
             _Cancelling(self, self._durable, exchange, run).begin()
         return None
@@ -281,58 +293,6 @@ class Responses:
         return None
 
 
-class Stream(Held):
-    """The response as a stream. It is told from the log's beginning whoever asks, as numbers and texts depend on it;
-    the client gets what comes after the number it has."""
-
-    __slots__ = ("_after", "_story")
-
-    def __init__(self, durable: Durable, exchange: LocalExchange, run: Run, after: int) -> None:
-        super().__init__(durable, exchange, run.id)
-        self._after = after
-        self._story = story_of(run)
-
-    def begin(self) -> None:
-        """Raises `Gone`."""
-        self.exchange.start()
-        self.exchange.on_room = self._go_on
-        super().begin()
-
-    def _go_on(self) -> None:
-        self.durable.hub.go_on(self)
-
-    def _frames(self, told: list[Json]) -> bytes:
-        return b"".join([frame(event) for event in told if event["sequence_number"] > self._after])
-
-    def on_events(self, delivery: Delivery) -> bool:
-        told: list[Json] = []
-        for event in delivery.since(self.cursor):
-            told += self._story.tell(event)
-        data = self._frames(told)
-        return self.exchange.write(data) if data else self.exchange.room
-
-    def on_gap(self, following: int) -> None:
-        self.exchange.refuse(Refused(410, "log_expired", "What this response said is not kept any more."))
-
-    def on_end(self) -> None:
-        self.exchange.work(self._finish)
-
-    async def _finish(self, exchange: LocalExchange) -> None:
-        try:
-            run = await self.durable.store.get(self.run)
-            if run.status == COMPLETED:
-                await exchange.send(self._frames(self._story.end(await self.durable.store.result(self.run))))
-        except Gone:
-            return
-        except StoreError as error:
-            exchange.refuse(refused(error))
-            return
-        exchange.end()
-
-    def rotate(self) -> None:
-        self.exchange.end()  # the client goes on elsewhere from the number it has
-
-
 class _Cancelling(Held):
     """A cancel that waits for the agent to have stopped."""
 
@@ -359,7 +319,7 @@ class _Cancelling(Held):
 
     @spoken
     async def _tell(self, exchange: LocalExchange) -> Answer:
-        return _answer(await self._responses._response(await self.durable.store.get(self.run)))
+        return await self._responses._shown(await self.durable.store.get(self.run))
 
 
 def response_id(run: Run) -> str:

@@ -191,7 +191,11 @@ class Outcome(Held):
 async def run_answer(durable: Durable, run: Run, with_result: bool, status: int = 200, lines: bytes = b"") -> Answer:
     """A run, with its result when it has one and that is wanted. Raises StoreError."""
     if with_result and run.status == COMPLETED:
-        return shapes.json(shapes.view(run, await durable.store.result(run.id)), status, lines)
+
+        async def make() -> bytes:
+            return shapes.json(shapes.view(run, await durable.store.result(run.id))).body
+
+        return Answer(status, await durable.made.get(("run", run.id, run.seq), make), lines)
     return shapes.json(shapes.view(run), status, lines)
 
 

@@ -7,6 +7,7 @@ under our numbers; all else it streams is text. docs/openai-responses.md has the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -49,6 +50,11 @@ _DEFAULTS: Final[Json] = {
     "truncation": "disabled",
     "user": None,
 }
+#: Characters of one text that a response has in the end; its stream has all of them.
+MOST_TEXT: Final = 16 << 20
+TOO_LONG: Final[Json] = {"reason": "text_too_long"}
+#: Pieces of a text that are put together.
+CHUNK: Final = 256
 #: Keys of a request that its response shows again.
 ECHOED: Final = frozenset(
     {*_DEFAULTS, "model", "max_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "top_logprobs"}
@@ -93,10 +99,22 @@ class Story:
         self._items: dict[int, Json] = {}
         #: Those that the agent has begun and not finished.
         self._open: set[int] = set()
+        #: The text that is being told, as far as it is kept: what was said of late, and before that in chunks, which
+        #: forks have in common.
         self._text: list[str] = []
+        self._chunks: list[str] = []
+        self._length = 0
+        self._cut = False
         self._text_at: int | None = None
         self._final: Json = {}
         self._usage: Json | None = None
+
+    def fork(self) -> Story:
+        """One that goes on from here by itself."""
+        other = copy.copy(self)
+        other._items, other._open = dict(self._items), set(self._open)
+        other._text, other._chunks = list(self._text), list(self._chunks)
+        return other
 
     # -- the stream ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +139,7 @@ class Story:
     def end(self, result: bytes | None) -> list[Json]:
         """The run has completed, with this result."""
         said = self._result(result)
-        status = "incomplete" if self._final.get("status") == "incomplete" else "completed"
+        status = "incomplete" if self._cut or self._final.get("status") == "incomplete" else "completed"
         said += self._close("completed")
         return [*said, self._event(f"response.{status}", response=self.summary(status))]
 
@@ -133,7 +151,7 @@ class Story:
             error=error,
             output=final.get("output") or [self._items[index] for index in sorted(self._items)],
             usage=final.get("usage") or self._usage,
-            incomplete_details=final.get("incomplete_details"),
+            incomplete_details=final.get("incomplete_details") or (TOO_LONG if self._cut else None),
         )
 
     def _event(self, kind: str, **fields: Any) -> Json:
@@ -158,6 +176,7 @@ class Story:
         self._open = set()
         self._final = {}
         self._usage = None
+        self._cut = False
         return said
 
     def _over(self, status: str, error: Json | None) -> list[Json]:
@@ -204,7 +223,7 @@ class Story:
         said = []
         if self._text_at is None:
             self._text_at = max(self._items, default=-1) + 1
-            self._text = []
+            self._text, self._chunks, self._length = [], [], 0
             self._items[self._text_at] = self._message("in_progress", "")
             place = {"output_index": self._before + self._text_at}
             opened = {**self._message("in_progress", ""), "content": []}
@@ -214,8 +233,19 @@ class Story:
                     "response.content_part.added", item_id=opened["id"], content_index=0, part=_part(""), **place
                 ),
             ]
-        self._text.append(text)
+        self._keep(text)
         return [*said, self._event("response.output_text.delta", delta=text, logprobs=[], **self._place())]
+
+    def _keep(self, text: str) -> None:
+        room = MOST_TEXT - self._length
+        if len(text) > room:
+            text = text[:room]
+            self._cut = True
+        self._length += len(text)
+        self._text.append(text)
+        if len(self._text) >= CHUNK:
+            self._chunks.append("".join(self._text))
+            self._text = []
 
     def _place(self) -> Json:
         assert self._text_at is not None
@@ -238,7 +268,7 @@ class Story:
         """End the text that is being told, if there is one."""
         if self._text_at is None:
             return []
-        text = "".join(self._text)
+        text = "".join([*self._chunks, *self._text])
         item = self._items[self._text_at] = self._message(status, text)
         place = self._place()
         said = []

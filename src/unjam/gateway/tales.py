@@ -1,0 +1,164 @@
+"""Responses as they are told: one `Story` for all streams of a run that stand at the same place of its log.
+
+A stream costs a place in the log and a number, as long as it keeps up. One that begins, or falls behind, has a story of
+its own until it has caught up; a story that falls behind another shares all text with it that both have told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from unjam.gateway.local import Gone, LocalExchange, Refused
+from unjam.gateway.runs_errors import refused
+from unjam.gateway.runs_follow import Held
+from unjam.gateway.story import Json, Story, frame
+from unjam.runs.hub import Delivery
+from unjam.runs.machine import COMPLETED
+from unjam.runs.store.base import Store, StoreError
+
+if TYPE_CHECKING:
+    from unjam.gateway.durable import Durable
+
+
+class Told:
+    """What was told at once, as SSE."""
+
+    __slots__ = ("_frames", "_whole", "tale")
+
+    def __init__(self, events: Iterable[Json], tale: Tale) -> None:
+        self._frames = [(event["sequence_number"], frame(event)) for event in events]
+        self._whole: bytes | None = None
+        #: The tale that goes on behind it.
+        self.tale = tale
+
+    def since(self, after: int) -> bytes:
+        """All with a number above `after`; the very same bytes for all who want the whole."""
+        frames = self._frames
+        if frames and frames[0][0] <= after:
+            return b"".join([data for number, data in frames if number > after])
+        if self._whole is None:
+            self._whole = b"".join([data for _, data in frames])
+        return self._whole
+
+
+class Tale:
+    """A story, told up to the log's event before `cursor`."""
+
+    __slots__ = ("__weakref__", "_ending", "cursor", "run", "story")
+
+    def __init__(self, run: str, story: Story, cursor: int = 0) -> None:
+        self.run = run
+        self.story = story
+        self.cursor = cursor
+        self._ending: asyncio.Task[Told] | None = None
+
+    def tell(self, delivery: Delivery) -> Told:
+        """Go on with what stands in the log from `cursor` on."""
+        said: list[Json] = []
+        for event in delivery.since(self.cursor):
+            said += self.story.tell(event)
+        self.cursor = delivery.next
+        return Told(said, self)
+
+    def fork(self) -> Tale:
+        """One that stays here when this one is told on."""
+        if self._ending is not None:
+            return self  # there is nothing more to tell
+        return Tale(self.run, self.story.fork(), self.cursor)
+
+    async def end(self, store: Store) -> Told:
+        """What is told when the log has ended; once for all. Raises StoreError."""
+        ending = self._ending
+        if ending is None or (ending.done() and (ending.cancelled() or ending.exception() is not None)):
+            ending = self._ending = asyncio.create_task(self._end(store))
+        return await asyncio.shield(ending)
+
+    async def _end(self, store: Store) -> Told:
+        if (await store.get(self.run)).status != COMPLETED:
+            return Told((), self)
+        return Told(self.story.end(await store.result(self.run)), self)
+
+
+class Tales:
+    """Those that are told furthest, by run, as long as somebody follows them."""
+
+    def __init__(self) -> None:
+        self._furthest: WeakValueDictionary[str, Tale] = WeakValueDictionary()
+
+    def begin(self, run: str, story: Story, after: int) -> Tale:
+        """For a client that has everything up to the number `after`: it need not hear again what all have heard."""
+        found = self._furthest.get(run)
+        return found if found is not None and found.story.number - 1 <= after else Tale(run, story)
+
+    def met(self, tale: Tale) -> Tale:
+        """The one to go on with: the furthest, when it stands at the same place."""
+        found = self._furthest.get(tale.run)
+        if found is None or found.cursor < tale.cursor:
+            self._furthest[tale.run] = found = tale
+        return found if found.cursor == tale.cursor else tale
+
+
+class Stream(Held):
+    """A response as a stream. It is told from the log's beginning whoever asks, as numbers and texts depend on it; the
+    client gets what comes after the number it has."""
+
+    __slots__ = ("_after", "_story", "_tale", "_tales")
+
+    def __init__(
+        self, durable: Durable, exchange: LocalExchange, tales: Tales, run: str, story: Story, after: int
+    ) -> None:
+        super().__init__(durable, exchange, run)
+        self._after = after
+        self._tales = tales
+        self._tale = tales.begin(run, story, after)
+        self.cursor = self._tale.cursor
+
+    def begin(self) -> None:
+        """Raises `Gone`."""
+        self.exchange.start()
+        self.exchange.on_room = self._go_on
+        super().begin()
+
+    def _go_on(self) -> None:
+        self.durable.hub.go_on(self)
+
+    def take(self, delivery: Delivery) -> bool:
+        # All who stand here have told the same, so what one has told of this goes for all.
+        key = Tale, self.cursor
+        told: Told | None = delivery.cache.get(key)
+        if told is None:
+            assert self._tale.cursor == self.cursor, "a story that others went on with"
+            told = delivery.cache[key] = self._tale.tell(delivery)
+        self.cursor = delivery.next
+        self._tale = self._tales.met(told.tale)
+        data = told.since(self._after)
+        room = self.exchange.write(data) if data else self.exchange.room
+        if not room:
+            self._tale = self._tale.fork()  # the others go on without it
+        return room
+
+    def on_gap(self, following: int) -> None:
+        self.exchange.refuse(Refused(410, "log_expired", "What this response said is not kept any more."))
+
+    def on_end(self) -> None:
+        self._tale = self._tales.met(self._tale)
+        self.exchange.work(self._finish)
+
+    async def _finish(self, exchange: LocalExchange) -> None:
+        try:
+            await exchange.send((await self._tale.end(self.durable.store)).since(self._after))
+        except Gone:
+            return
+        except StoreError as error:
+            exchange.refuse(refused(error))
+            return
+        exchange.end()
+
+    def rotate(self) -> None:
+        self.exchange.end()  # the client goes on elsewhere from the number it has
+
+
+__all__ = ["Stream", "Tale", "Tales", "Told"]
