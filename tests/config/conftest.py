@@ -32,6 +32,7 @@ def everything(tmp_path: Path) -> Config:
     """The configuration in which every key is given, none with its default."""
     for name in ("cert.pem", "key.pem", "ca.pem"):
         (tmp_path / name).write_text(PEM, encoding="ascii")
+    (tmp_path / "answer.json").write_text("{}", encoding="ascii")
     text = (Path(__file__).parent / "everything.yaml").read_text(encoding="utf-8")
     (tmp_path / "unjam.yaml").write_text(text, encoding="utf-8")
     return load(tmp_path / "unjam.yaml", {"ADMIN_TOKEN": "a-token-of-some-length"})

@@ -156,6 +156,18 @@ def test_every_key_reaches_the_gateway(everything: Config, tmp_path: Path) -> No
     assert config.endpoint_tls("basic", "v1", "http://10.0.0.9:9000").verify is True
     with pytest.raises(KeyError):
         config.endpoint_tls("basic", "v1", "http://elsewhere")
+    quality = config.services["auditor"].quality
+    assert quality is not None
+    assert (quality.sample, quality.queue, quality.timeout, quality.largest) == (0.25, 50, 3.0, 65536)
+    schema, refusal, repetition, length, pattern, python, http = quality.evaluators
+    assert schema.schema == str(tmp_path / "answer.json")
+    assert (refusal.refusal, repetition.repetition) == (True, True)
+    assert length.length is not None
+    assert (length.length.least, length.length.most) == (5, 9000)
+    assert pattern.pattern is not None
+    assert (pattern.label, pattern.pattern.must, pattern.pattern.never) == ("cited", r"\[\d+\]", "(?i)lorem")
+    assert (python.label, python.python) == ("python", "judges:grounded")
+    assert http.http == "https://judge.internal/verdict?of=auditor"
 
 
 def test_every_key_reaches_the_core(everything: Config) -> None:
@@ -174,6 +186,7 @@ def test_every_key_reaches_the_core(everything: Config) -> None:
         session=spec.SessionSpec("x-session-id", None, 600.0, 1.5),
         sticky="tenant",
         breaker=spec.BreakerSpec(0.1, 30.0, rule="window", window=50, least=30, baseline=0.02),
+        quality=spec.QualitySpec(0.08),
         ejection=spec.EjectionSpec(3, 5.0, 60.0, 0.25),
         warm_up=spec.WarmUpSpec(30.0, 2.0, 0.2),
         retry=spec.RetrySpec(1, 0.1, 1.0, "always"),

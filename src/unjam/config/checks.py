@@ -5,6 +5,7 @@ Each check yields `(path, message, fix)`; `load` adds the line.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from unjam.config import services as s
@@ -13,6 +14,7 @@ from unjam.config.schema import Config
 from unjam.config.topology import fallback_names, matches
 from unjam.config.tree import Path
 from unjam.config.types import nearest
+from unjam.config.webhooks import in_the_open
 from unjam.core.spec import MatchSpec
 
 Finding = tuple[Path, str, str]
@@ -25,6 +27,7 @@ def errors(config: Config) -> Iterator[Finding]:
     yield from _matches(config)
     for name, service in config.services.items():
         yield from _versions(config, name, service)
+        yield from _schemas(name, service)
         if service.sticky == "session" and service.session is None:
             fix = "Add session: {header: x-session-id}, or stick to a header's name."
             yield ("services", name, "sticky"), "sticks to the session, but the service has none", fix
@@ -75,6 +78,10 @@ def warnings(config: Config) -> Iterator[Finding]:
 
 
 def _service_warnings(name: str, service: s.Service) -> Iterator[Finding]:
+    for place, evaluator in enumerate(service.quality.evaluators if service.quality is not None else ()):
+        if evaluator.http is not None and in_the_open(evaluator.http):
+            key = ("services", name, "quality", "evaluators", place, "http")
+            yield key, "what it is shown crosses the network without TLS", "Write https://."
     if service.strip_prefix and not any(match.path for match in service.match or ()):
         yield ("services", name, "strip_prefix"), "has no path to remove", "Match by path, or remove it."
     for version_name, version in service.versions.items():
@@ -188,8 +195,27 @@ def _versions(config: Config, name: str, service: s.Service) -> Iterator[Finding
         yield here, "has no versions", "Describe at least one: versions: {v1: {endpoints: [URL]}}."
     elif not any(version.weight for version in service.versions.values()):
         yield here, "every version has weight 0, so nothing could be served", "Give one of them a weight above 0."
+    if service.rollout is not None:
+        new = service.rollout.version
+        if new is not None and new not in service.versions:
+            yield ("services", name, "rollout", "version"), *_unknown("version", new, list(service.versions))
+        elif len(service.versions) < 2:
+            yield ("services", name, "rollout"), "there is no other version to compare with", "Keep the old one listed."
+    for place, rule in enumerate(service.split):
+        for other in rule.weights:
+            if other not in service.versions:
+                yield (
+                    ("services", name, "split", place, "weights", other),
+                    *_unknown("version", other, list(service.versions)),
+                )
     for version_name, version in service.versions.items():
         path = (*here, version_name)
+        if version.overflow is not None:
+            to = version.overflow.to
+            if to == version_name:
+                yield (*path, "overflow"), "overflows into itself", "Name another version."
+            elif to not in service.versions:
+                yield (*path, "overflow"), *_unknown("version", to, list(service.versions))
         seen: set[str] = set()
         tls = version.discover is not None
         if not version.endpoints and version.discover is None:
@@ -219,6 +245,38 @@ def _versions(config: Config, name: str, service: s.Service) -> Iterator[Finding
             if not tls:
                 yield (*path, "endpoint_tls"), "is only for https:// endpoints", "Write https:// in their urls."
             yield from _tls_files((*path, "endpoint_tls"), version.endpoint_tls)
+
+
+def _schemas(name: str, service: s.Service) -> Iterator[Finding]:
+    for place, evaluator in enumerate(service.quality.evaluators if service.quality is not None else ()):
+        file = evaluator.schema
+        if file is None:
+            continue
+        where: Path = ("services", name, "quality", "evaluators", place, "schema")
+        try:
+            with open(file, "rb") as opened:
+                schema = json.load(opened)
+        except OSError as error:
+            fix = "Check the path (relative to the configuration file) and its permissions."
+            yield where, f"{file} cannot be read: {(error.strerror or 'error').lower()}", fix
+        except (ValueError, RecursionError):
+            yield where, f"{file} is not JSON", "Give a JSON schema."
+        else:
+            if not _is_schema(schema):
+                yield where, f"{file} is not a JSON schema", "Check it against the standard that its $schema names."
+
+
+def _is_schema(schema: object) -> bool:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    if not isinstance(schema, dict):
+        return False
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+    except SchemaError:
+        return False
+    return True
 
 
 def _agents(name: str, service: s.Service) -> Iterator[Finding]:

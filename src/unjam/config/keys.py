@@ -36,7 +36,12 @@ _EXAMPLES = {
     "queue": "Write queue: {max: 1000, timeout: 60s}.",
     "session": "Write session: {header: x-session-id, ttl: 1h}.",
     "breaker": "Write breaker: {error_rate: 5%, open: 60s}, or off.",
+    "rollout": "Write rollout: {steps: [1%, 10%, 50%, 100%], hold: 30m, min_requests: 200}.",
     "split": "Write split: [{header: {x-tier: premium}, weights: {v2: 1}}].",
+    "quality": "Write quality: {sample: 10%, evaluators: [{refusal: on}]}, or on.",
+    "evaluators": "Write evaluators: [{schema: answer.json}, {repetition: on}].",
+    "length": "Write length: {least: 1, most: 20000}.",
+    "pattern": "Write pattern: {must: REGEX}, or {never: REGEX}.",
     "overflow": "Write overflow: {to: v2, after: 2s}.",
     "keys": 'Write keys: [{hash: "sha256:...", tenant: acme}].',
     "regions": "Write regions: {us-east-1: {tokens_per_minute: 2M}}.",
@@ -164,6 +169,10 @@ def files(data: Any) -> Iterator[tuple[dict[str, Any], str]]:
     elif isinstance(log, dict) and log.get("to") not in ("off", "stdout", "stderr"):
         yield from _named(log, "to")
     for service in _values(data.get("services")):
+        quality = service.get("quality")
+        evaluators = quality.get("evaluators") if isinstance(quality, dict) else None
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            yield from _named(evaluator, "schema")
         for version in _values(service.get("versions")):
             yield from _named(version.get("endpoint_tls"), "ca")
             endpoints = version.get("endpoints")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from unjam.config.breakers import Breaker
 from unjam.config.engines import ENGINES
+from unjam.config.quality import Quality
 from unjam.config.quantities import BadValue
 from unjam.config.runs import ServiceRuns
 from unjam.config.types import (
@@ -405,6 +406,9 @@ class Service(Model):
         (), description="Weights for some callers or a lane; the first rule that holds counts."
     )
     breaker: Annotated[Breaker, off_means({"enabled": False})] = Field(Breaker(), description="Per version.")
+    quality: Annotated[Quality | None, on_means({}), off_means(None)] = Field(
+        None, description="Verdicts on answers: by users, and on a sample by evaluators. `on`: by users alone."
+    )
     ejection: Ejection = Field(Ejection(), description="Passive health, per endpoint.")
     warm_up: Annotated[WarmUp, short_for("window"), off_means({"window": 0})] = Field(
         WarmUp(), description="Slow start."

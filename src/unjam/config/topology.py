@@ -43,6 +43,7 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
         session=_session(service.session),
         sticky=service.sticky,
         breaker=service.breaker.to_spec(),
+        quality=None if service.quality is None else spec.QualitySpec(service.quality.error_rate),
         ejection=spec.EjectionSpec(
             service.ejection.failures, service.ejection.base, service.ejection.max, service.ejection.panic
         ),

@@ -16,9 +16,13 @@ LEAST_SECRET = 16
 
 
 def _url(value: object) -> str:
+    return hook_url(value, "https://hooks.example.com/unjam")
+
+
+def hook_url(value: object, such_as: str) -> str:
     """An http or https URL with any path and query. Never echoed: many carry a secret."""
     plain = text(value)
-    fix = "Write one such as https://hooks.example.com/unjam."
+    fix = f"Write one such as {such_as}."
     try:
         parts = urlsplit(plain)
         host, _ = parts.hostname, parts.port
@@ -29,7 +33,7 @@ def _url(value: object) -> str:
     if not plain.isascii() or not plain.isprintable() or " " in plain:
         raise BadValue("has white space, or characters that a URL may not have", "Escape them as %XX.")
     if parts.username is not None or parts.fragment:
-        raise BadValue("has credentials or a fragment", "Use secret: to sign, and a URL without them.")
+        raise BadValue("has credentials or a fragment", "Write a URL without them.")
     return plain
 
 
@@ -63,8 +67,12 @@ class Webhook(Model):
 
     @property
     def in_the_open(self) -> bool:
-        """It crosses a network without TLS, as far as can be told."""
-        from unjam.config.address import is_loopback
+        return in_the_open(self.url)
 
-        parts = urlsplit(self.url)
-        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+def in_the_open(url: str) -> bool:
+    """What is sent there crosses a network without TLS, as far as can be told."""
+    from unjam.config.address import is_loopback
+
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from unjam.runs.machine import TERMINAL
+from unjam.runs.machine import COMPLETED, TERMINAL
 from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
 from unjam.runs.store.base import LEASE, OnEvents, OnGrowth, OnReady, Runs, Store, StoreAway, StoreError, Workers
 from unjam.telemetry.runs import RunsStats
@@ -33,6 +33,8 @@ class CountedStore:
         self._on_back = on_back
         self._open = False
         self._results = asyncio.Semaphore(RESULTS)
+        #: Told of each run that is completed by way of this gateway, with its result.
+        self.on_completed: Callable[[Run, bytes | None], None] = lambda run, result: None
 
     # Whom the store tells.
 
@@ -152,11 +154,14 @@ class CountedStore:
         batch: int | None = None,
         events: Sequence[NewEvent] = (),
     ) -> Settled:
-        return self._settled(
+        settled = self._settled(
             await self._ask(
                 lambda: self._store.finish(run, fence, status, result=result, error=error, batch=batch, events=events)
             )
         )
+        if settled.changed and settled.run.status == COMPLETED:
+            self.on_completed(settled.run, result)
+        return settled
 
     async def release(self, run: str, fence: int, checkpoint: bytes | None = None) -> Settled:
         return self._settled(await self._ask(lambda: self._store.release(run, fence, checkpoint)))

@@ -15,7 +15,7 @@ from unjam.core.spec import Timeouts
 from unjam.gateway import heads, loads, maintenance, respond, retries
 from unjam.gateway.own_verdicts import REJECTED, heed, judged_bad
 from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING, Unwanted
-from unjam.gateway.taps import Tap
+from unjam.gateway.taps import Tap, Watch
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
 from unjam.wire import sse, websocket
@@ -332,8 +332,13 @@ class Exchange(Request):
         usage = lease.endpoint.region is not None
         if usage:
             self.client.gateway.heed(lease, head, now)
-        self.tap = Tap(usage, lease.service.shell, head)
-        self.tap.feed(payload)
+        watch: Watch | None = lease.service.shell
+        wanted = watch.wants() if watch is not None else 0
+        if watch is not None and not wanted and not usage:
+            self.tap = watch.ends
+        else:
+            self.tap = Tap(usage, watch, wanted, head)
+            self.tap.feed(payload)
 
     def _forget_heads(self) -> None:
         self.client.reader.forget()

@@ -10,6 +10,7 @@ endpoint lost in the middle is a worker lost: the store's rule says whether the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -18,13 +19,15 @@ import msgspec
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.gateway import answers, features, loads
 from unjam.gateway.envelope import Envelope, EnvelopeHead
-from unjam.gateway.retries import STALE
-from unjam.gateway.taps import USAGE_TAIL
 from unjam.gateway.journal import Journal
+from unjam.gateway.own_verdicts import REJECTED
+from unjam.gateway.retries import STALE
 from unjam.gateway.routing import prefix_of
 from unjam.gateway.states import CONNECTING, ENDED, QUEUED, RELAYING, WAITING
+from unjam.gateway.taps import USAGE_TAIL
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, Upstream, UpstreamConnection
+from unjam.wire import verdict
 from unjam.wire.errors import Malformed
 from unjam.wire.eventstream import EventStream, EventTooLarge
 
@@ -319,6 +322,9 @@ class Push(Request):
             self._fail(Outcome.SERVER_ERROR, "result_too_large", f"The agent answered too much: {error}.")
         else:
             if self.journal.full and self.upstream is not None and not self.upstream.paused:
+        said = head.known.get(verdict.HEADER)
+        if said is not None and head.status < 400:
+            self._judged(verdict.from_header, said)
                 self.upstream.hold_reading()
 
     def _event(self, kind: str, data: bytes) -> None:
@@ -354,8 +360,24 @@ class Push(Request):
         if self.state == WAITING:
             lease = self.lease
             assert lease is not None
+            if kind == "unjam.verdict":
+                self._judged(verdict.from_event, data)
             if connection is not None and connection.used and monotonic() - self.sent_at < STALE and not self.retries:
                 # It hung up an idle connection just as it was used: a fresh one can't end the same way.
+    def _judged(self, read: Callable[[bytes], verdict.Verdict], data: bytes) -> None:
+        """The agent says something of its own answer."""
+        stats = self.keeper.gateway.stats.service(self.service.name)
+        try:
+            said = read(data)
+        except verdict.BadVerdict:
+            stats.verdict("agent", "unreadable")
+            return
+        stats.verdict("agent", "bad" if said.bad else "good")
+        if said.bad:
+            self.reason = self.reason or REJECTED
+        elif self.reason == REJECTED:
+            self.reason = ""
+
                 self.retries += 1
                 self._connect(lease.endpoint.shell)
                 return
@@ -367,6 +389,8 @@ class Push(Request):
 
     def bad_answer(self, error: Malformed) -> None:
         """The endpoint broke the protocol."""
+        elif self.reason == REJECTED:
+            outcome = Outcome.REJECTED_QUALITY
         self.keeper.gateway.log_bad_answer(self, error)  # type: ignore[arg-type]
         if self.state == RELAYING:
             self._truncated(error.reason)

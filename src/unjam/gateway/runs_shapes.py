@@ -58,6 +58,13 @@ class Input(Struct, forbid_unknown_fields=True):
     data: Raw
 
 
+class GiveVerdict(Struct, forbid_unknown_fields=True):
+    """On an answer or a result. `reason`: one line for the operator, of which 200 characters are kept."""
+
+    verdict: Literal["good", "bad"]
+    reason: str = ""
+
+
 class Load(Struct, forbid_unknown_fields=True):
     """What a worker says of its machine, each figure if it knows it; as in the reports of endpoints."""
 
@@ -182,6 +189,14 @@ class Sent(Struct):
     """`n`: the input's number, from 1."""
 
     n: int
+
+
+class Taken(Struct):
+    """Which version the verdict counts for."""
+
+    service: str
+    version: str
+    verdict: str
 
 
 class Claimed(Struct):

@@ -38,16 +38,18 @@ from unjam.gateway.gateway import Gateway
 from unjam.gateway.listeners import REPORTERS, Listener, clear, server_tls, unix_socket, wanted_by
 from unjam.gateway.members import Members
 from unjam.gateway.news import News
+from unjam.gateway.quality import Quality
 from unjam.gateway.reports import ReportConnection, Reports
 from unjam.gateway.respond_async import RespondAsync
 from unjam.gateway.responses import Responses
+from unjam.gateway.rollouts import Rollouts
 from unjam.gateway.run_socket import RunSockets
 from unjam.gateway.runs_api import RunsApi
 from unjam.gateway.runs_worker import WorkerApi
-from unjam.gateway.rollouts import Rollouts
 from unjam.gateway.settings import Settings
 from unjam.gateway.timers import TICK
 from unjam.gateway.upstream import Upstream
+from unjam.gateway.verdicts_api import VerdictsApi
 from unjam.gateway.watch import Watch
 from unjam.gateway.watches import renew
 from unjam.gateway.webhooks import Webhooks
@@ -91,6 +93,7 @@ class Server:
         self.members = Members(self.gateway, self._equip_joined, self._unequip)
         self.reports = Reports(self.gateway, self.members)
         self.durable: Durable | None = None
+        self.quality = Quality(self.gateway)
         self.webhooks = Webhooks(self.gateway.stats, self.gateway.log)
         self.changes = Changes(self.gateway, config, make_kept(config.state.url), self.webhooks)
         self.rollouts = Rollouts(self.gateway, self.changes)
@@ -138,6 +141,8 @@ class Server:
         WorkerApi(durable).add_to(gateway.paths)
         Responses(durable, api).add_to(gateway.paths)
         openapi.add_to(gateway.paths)
+        VerdictsApi(self.quality, api).add_to(gateway.paths)
+        durable.store.on_completed = self.quality.completed
         durable.sockets = RunSockets(durable, api)
         durable.sockets.add_to(gateway.paths)
         gateway.respond_async = RespondAsync(durable, api)
@@ -260,6 +265,9 @@ class Server:
         for endpoint in applied.removed:
             self._unequip(endpoint)
         self._contexts = contexts
+        self.quality.configure(config)
+        if self.quality.on:
+            VerdictsApi(self.quality).add_to(gateway.paths)
         unwatched = []
         for service in gateway.balancer.services.values():
             for version in service.versions:
@@ -392,6 +400,7 @@ class Server:
         if self._ticks % 10 == 0:
             self._news.tell()
             self.members.tick()
+            self.quality.tick()
             if self.durable is not None:
                 self.durable.tick()
             for upstream in self._upstreams.values():
@@ -443,6 +452,7 @@ class Server:
             upstream.close()
         if self.durable is not None:
             await self.durable.stop()
+        await self.quality.stop()
         if self.admin is not None:
             await self.admin.stop()
         await self.changes.stop()

@@ -14,7 +14,10 @@ USAGE_TAIL: Final = 4096
 
 
 class Watch(Protocol):
-    """Stands at `Service.shell` of a service whose exchanges are judged."""
+    """Stands at `Service.shell` of a service whose exchanges are judged. `ends`: the tap of those whose answers nobody
+    wants to see."""
+
+    ends: Ends
 
     def wants(self) -> int:
         """Bytes of the answer that begins which are to be kept; 0: this one isn't looked at."""
@@ -31,11 +34,11 @@ class Tap:
 
     __slots__ = ("_left", "head", "pieces", "tail", "wanted", "watch", "whole")
 
-    def __init__(self, usage: bool, watch: Watch | None, head: ResponseHead) -> None:
+    def __init__(self, usage: bool, watch: Watch | None, wanted: int = 0, head: ResponseHead | None = None) -> None:
         self.tail: bytes | None = b"" if usage else None
         self.watch = watch
         self.head = head
-        self._left = self.wanted = watch.wants() if watch is not None else 0
+        self._left = self.wanted = wanted
         self.pieces: list[bytes] = []
         self.whole = True
 
@@ -50,3 +53,15 @@ class Tap:
         else:
             self._left = 0
             self.whole = False
+
+
+class Ends(Tap):
+    """Keeps nothing: one for all exchanges of which only the end is told."""
+
+    __slots__ = ()
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(False, watch)
+
+    def feed(self, payload: bytes) -> None:
+        pass

@@ -181,6 +181,12 @@ class Collector(registry.Collector):
             ("service", "source", "verdict"),
             (((service.name, *said), n) for service in services for said, n in sorted(service.verdicts.items())),
         )
+        yield from _counter(
+            "unjam_evaluations",
+            "Looks of evaluators at answers.",
+            ("service", "evaluator", "result"),
+            (((service.name, *said), n) for service in services for said, n in sorted(service.evaluations.items())),
+        )
 
     def _balancer(self) -> Iterator[Piece]:
         snapshot = self._snapshot

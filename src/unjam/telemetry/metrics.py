@@ -97,6 +97,7 @@ class ServiceStats:
     `sheds`: refused by reason. `retries`: further tries after a first one failed. `fallbacks`: served by another
     service of the chain. `queue_cancelled`: the client left while it waited (one that leaves later has outcome
     `cancelled`). `verdicts`: on its answers, by who judged and what was said (`good`, `bad`, `unreadable`).
+    `evaluations`: of its answers, by evaluator and result.
     """
 
     __slots__ = (
@@ -104,6 +105,7 @@ class ServiceStats:
         "_heavy",
         "bytes_in",
         "bytes_out",
+        "evaluations",
         "fallbacks",
         "name",
         "queue_cancelled",
@@ -125,6 +127,7 @@ class ServiceStats:
         self.sheds: dict[str, int] = dict.fromkeys([str(r) for r in Reason], 0)
         self.sse_events = 0
         self.verdicts: dict[tuple[str, str], int] = {}
+        self.evaluations: dict[tuple[str, str], int] = {}
 
     def lane(self, heavy: bool) -> LaneStats:
         return self._heavy if heavy else self._fast
@@ -153,8 +156,12 @@ class ServiceStats:
         count(self.sheds, reason)
 
     def verdict(self, source: str, said: str) -> None:
-        """`source`: agent, user, or an evaluator's name, which the configuration bounds."""
+        """`source`: agent, user or evaluators."""
         self.verdicts[source, said] = self.verdicts.get((source, said), 0) + 1
+
+    def evaluation(self, evaluator: str, result: str) -> None:
+        """`evaluator`: its name, of the configuration."""
+        self.evaluations[evaluator, result] = self.evaluations.get((evaluator, result), 0) + 1
 
     @property
     def total(self) -> int:
