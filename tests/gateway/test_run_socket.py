@@ -220,7 +220,10 @@ async def test_a_key_is_the_same_over_http_and_however_the_request_is_written() 
         key = "Idempotency-Key: audit-17\r\n"
         given = {"pdf": "a.pdf", "pages": [1, 2]}
         run = await api.create(given=given, headers=key, deadline_s=60)
-        body = b'{ "deadline_s": 60.0, "input": {"pages": [1,2], "pdf": "a\\u002epdf"}, "retry": null, "service": "auditor" }'
+        body = (
+            b'{ "deadline_s": 60.0, "input": {"pages": [1,2], "pdf": "a\\u002epdf"}, '
+            b'"retry": null, "service": "auditor" }'
+        )
         status, again = await api.call("POST", "/v1/runs", body, key)
         assert (status, again["id"]) == (200, run["id"])
         async with talk(running) as client:

@@ -91,18 +91,34 @@ async def test_28_who_does_not_read_a_large_result_at_all_is_dropped() -> None:
 async def test_28_large_results_cost_so_much_together_and_the_slowest_reader_is_dropped() -> None:
     async with runs_gateway() as running:
         api = await Api.connect(running)
-        run = await completed(api, 6 * MIB)
+        runs = [await completed(api, 6 * MIB) for _ in range(7)]
         running.gateway.backlog.most = 20 * MIB
-        steady = await asks(running.port, run["links"]["self"])
+        steady = await asks(running.port, runs.pop()["links"]["self"])
         running.wires.append(steady)
         got = len(await steady.reader.readexactly(3 * MIB))
-        for _ in range(6):
+        for run in runs:
             running.wires.append(await asks(running.port, run["links"]["self"]))
             await until(lambda: len(running.gateway.clients) >= 3)
         await until(lambda: len(serving(running)) == 3)
         assert running.gateway.backlog.size <= 20 * MIB
         while got < 6 * MIB:  # it was not the slowest
             got += len(await steady.reader.readexactly(min(MIB, 6 * MIB - got)))
+
+
+@in_loop
+async def test_28_readers_of_one_large_result_share_it_however_many_they_are() -> None:
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        run = await completed(api, 6 * MIB)
+        running.gateway.backlog.most = 10 * MIB
+        for number in range(12):
+            running.wires.append(await asks(running.port, run["links"]["self"]))
+            await until(lambda most=number: len(serving(running)) > most)
+        assert 6 * MIB < running.gateway.backlog.size < 7 * MIB
+        steady = await asks(running.port, run["links"]["self"])
+        running.wires.append(steady)
+        assert len(await steady.reader.readexactly(6 * MIB)) == 6 * MIB
+        assert len(serving(running)) >= 12
 
 
 @in_loop

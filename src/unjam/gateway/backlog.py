@@ -13,19 +13,25 @@ MOST: Final = 128 << 20
 
 
 class Backlog:
-    """When they are more than `most` bytes, the slowest reader is dropped: it may come back."""
+    """When they are more than `most` bytes, the slowest reader is dropped: it may come back. What several are given
+    counts once."""
 
-    __slots__ = ("_held", "most", "size")
+    __slots__ = ("_held", "_readers", "most", "size")
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
         self.size = 0
-        self._held: dict[LocalExchange, int] = {}
+        self._held: dict[LocalExchange, bytes] = {}
+        #: How many are given a body, by its identity.
+        self._readers: dict[int, int] = {}
 
-    def add(self, exchange: LocalExchange, size: int) -> None:
-        """It has `size` bytes to give, and its reader has not taken all of them at once."""
-        self._held[exchange] = size
-        self.size += size
+    def add(self, exchange: LocalExchange, body: bytes) -> None:
+        """It has this to give, and its reader has not taken all of it at once."""
+        self._held[exchange] = body
+        readers = self._readers.get(id(body), 0)
+        self._readers[id(body)] = readers + 1
+        if not readers:
+            self.size += len(body)
         while self.size > self.most and len(self._held) > 1:
             now = monotonic()
             slowest = min(self._held, key=lambda each: each.bytes_out / (now - each.first_byte + 1.0))
@@ -35,4 +41,11 @@ class Backlog:
 
     def remove(self, exchange: LocalExchange) -> None:
         """It has ended, or been dropped already."""
-        self.size -= self._held.pop(exchange, 0)
+        body = self._held.pop(exchange, None)
+        if body is None:
+            return
+        readers = self._readers.pop(id(body))
+        if readers > 1:
+            self._readers[id(body)] = readers - 1
+        else:
+            self.size -= len(body)

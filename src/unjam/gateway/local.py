@@ -226,7 +226,7 @@ class LocalExchange:
         self.on_room = self._write_rest
         self._write_rest()
         if self.state != ENDED:
-            self.client.gateway.backlog.add(self, len(body))
+            self.client.gateway.backlog.add(self, body)
 
     def refuse(self, refused: Refused) -> None:
         """Write an error, and end. In a stream that has begun it is its last event."""
@@ -293,7 +293,7 @@ class LocalExchange:
         backlog = self.client.gateway.backlog
         for start in range(0, len(data), PIECE):
             if start == PIECE:
-                backlog.add(self, len(data))
+                backlog.add(self, data)
             await self._for_room()
             self.write(data[start : start + PIECE])
         backlog.remove(self)
