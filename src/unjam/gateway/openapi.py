@@ -69,6 +69,12 @@ _CALLS: Final[tuple[dict[str, Any], ...]] = (
         "errors": (400, 404, 409, 413, 415, 429, 503),
     },
     {
+        "call": ("post", "/v1/runs/{id}/verdict", "judgeRun", "Say whether its result is good; 200: as before"),
+        "body": shapes.GiveVerdict,
+        "answers": {202: shapes.Taken, 200: shapes.Taken},
+        "errors": (400, 404, 409, 413, 415, 503),
+    },
+    {
         "call": ("post", "/v1/workers/claim", "claimRun", "Take the oldest run of some services; 204: none waits"),
         "body": shapes.ClaimRun,
         "answers": {200: shapes.Claimed, 204: None},
@@ -116,6 +122,7 @@ _RETRY: Final = {"Retry-After": {"schema": {"type": "integer"}, "description": "
 _MEANING: Final = {
     200: "Done.",
     201: "A new run.",
+    202: "Taken.",
     204: "Nothing, for now.",
     400: "The request does not fit.",
     403: "Not with this API key.",
