@@ -198,6 +198,33 @@ async def test_a_slow_way_is_no_silence(server: Server, prefix: str, monkeypatch
 
 
 @in_loop
+async def test_large_replies_are_asked_for_few_at_once(
+    server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(server.url(prefix=prefix))
+    await store.open()
+    claim = await shown(store)
+    await store.finish(claim.run.id, claim.run.fence, "completed", result=b"1")
+    at_once: list[int] = []
+    under_way = 0
+    call = store._link._call
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        try:
+            return await call(*arguments)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(store._link, "_call", counted)
+    assert await asyncio.gather(*(store.result(claim.run.id) for _ in range(50))) == [b"1"] * 50
+    assert max(at_once) == 8
+    await store.close()
+
+
+@in_loop
 async def test_a_server_that_stops_in_the_middle_is_silent(
     server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
