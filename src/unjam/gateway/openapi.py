@@ -79,12 +79,6 @@ _CALLS: Final[tuple[dict[str, Any], ...]] = (
         "body": shapes.ClaimRun,
         "answers": {200: shapes.Claimed, 204: None},
         "errors": (400, 403, 404, 415, 503),
-    {
-        "call": ("post", "/v1/runs/{id}/verdict", "judgeRun", "Say whether its result is good; 200: as before"),
-        "body": shapes.GiveVerdict,
-        "answers": {202: shapes.Taken, 200: shapes.Taken},
-        "errors": (400, 404, 409, 413, 415, 503),
-    },
     },
     {
         "call": ("post", "/v1/runs/{id}/append", "appendEvents", "Add events to its log"),
@@ -128,7 +122,6 @@ _MEANING: Final = {
     403: "Not with this API key.",
     404: "There is no such run or service, or it is another tenant's.",
     409: "The run has another owner, or has ended.",
-    202: "Taken.",
     410: "Not kept any more.",
     413: "Too large.",
     415: "Not JSON.",

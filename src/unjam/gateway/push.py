@@ -19,12 +19,12 @@ import msgspec
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.gateway import answers, features, loads
 from unjam.gateway.envelope import Envelope, EnvelopeHead
-from unjam.gateway.journal import Journal
 from unjam.gateway.own_verdicts import REJECTED
 from unjam.gateway.retries import STALE
+from unjam.gateway.taps import USAGE_TAIL
+from unjam.gateway.journal import Journal
 from unjam.gateway.routing import prefix_of
 from unjam.gateway.states import CONNECTING, ENDED, QUEUED, RELAYING, WAITING
-from unjam.gateway.taps import USAGE_TAIL
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, Upstream, UpstreamConnection
 from unjam.wire import verdict
@@ -296,6 +296,9 @@ class Push(Request):
             self.tail = b""
         if self.upstream is not None and not loads.PRESENT.isdisjoint(head.known):
             loads.said(self.upstream.upstream, head.known, now)
+        said = head.known.get(verdict.HEADER)
+        if said is not None and head.status < 400:
+            self._judged(verdict.from_header, said)
         if head.sse and 200 <= head.status < 300:
             self.events = EventStream(self.keeper.max_event)
             gateway.stats.held += 1
@@ -322,9 +325,6 @@ class Push(Request):
             self._fail(Outcome.SERVER_ERROR, "result_too_large", f"The agent answered too much: {error}.")
         else:
             if self.journal.full and self.upstream is not None and not self.upstream.paused:
-        said = head.known.get(verdict.HEADER)
-        if said is not None and head.status < 400:
-            self._judged(verdict.from_header, said)
                 self.upstream.hold_reading()
 
     def _event(self, kind: str, data: bytes) -> None:
@@ -334,36 +334,10 @@ class Push(Request):
         elif kind == "result":
             self.journal.finish("completed", result=answers.as_json(data))
         else:
-            self.journal.add(answers.kind_of(kind), answers.as_json(data))
-
-    def on_end(self, reusable: bool, now: float = 0.0) -> None:
-        """The answer is whole."""
-        if self.state == ENDED:
-            return
-        outcome = Outcome.OK
-        if self.status >= 500:
-            outcome = Outcome.SERVER_ERROR
-        elif self.status >= 400:
-            outcome = Outcome.CLIENT_ERROR
-        elif self.reason == "error_event":
-            outcome = Outcome.SERVER_ERROR
-        if self._answer is not None:
-            result, error = self._answer.read()
-            self.journal.finish("completed" if error is None else "failed", result=result, error=error)
-        else:
-            self.journal.finish("completed")
-        self._end(outcome, reusable)
-
-    def on_lost(self, error: Exception | None) -> None:
-        """The endpoint's connection went away in the middle."""
-        connection, self.upstream = self.upstream, None
-        if self.state == WAITING:
-            lease = self.lease
-            assert lease is not None
             if kind == "unjam.verdict":
                 self._judged(verdict.from_event, data)
-            if connection is not None and connection.used and monotonic() - self.sent_at < STALE and not self.retries:
-                # It hung up an idle connection just as it was used: a fresh one can't end the same way.
+            self.journal.add(answers.kind_of(kind), answers.as_json(data))
+
     def _judged(self, read: Callable[[bytes], verdict.Verdict], data: bytes) -> None:
         """The agent says something of its own answer."""
         stats = self.keeper.gateway.stats.service(self.service.name)
@@ -378,6 +352,34 @@ class Push(Request):
         elif self.reason == REJECTED:
             self.reason = ""
 
+    def on_end(self, reusable: bool, now: float = 0.0) -> None:
+        """The answer is whole."""
+        if self.state == ENDED:
+            return
+        outcome = Outcome.OK
+        if self.status >= 500:
+            outcome = Outcome.SERVER_ERROR
+        elif self.status >= 400:
+            outcome = Outcome.CLIENT_ERROR
+        elif self.reason == "error_event":
+            outcome = Outcome.SERVER_ERROR
+        elif self.reason == REJECTED:
+            outcome = Outcome.REJECTED_QUALITY
+        if self._answer is not None:
+            result, error = self._answer.read()
+            self.journal.finish("completed" if error is None else "failed", result=result, error=error)
+        else:
+            self.journal.finish("completed")
+        self._end(outcome, reusable)
+
+    def on_lost(self, error: Exception | None) -> None:
+        """The endpoint's connection went away in the middle."""
+        connection, self.upstream = self.upstream, None
+        if self.state == WAITING:
+            lease = self.lease
+            assert lease is not None
+            if connection is not None and connection.used and monotonic() - self.sent_at < STALE and not self.retries:
+                # It hung up an idle connection just as it was used: a fresh one can't end the same way.
                 self.retries += 1
                 self._connect(lease.endpoint.shell)
                 return
@@ -389,8 +391,6 @@ class Push(Request):
 
     def bad_answer(self, error: Malformed) -> None:
         """The endpoint broke the protocol."""
-        elif self.reason == REJECTED:
-            outcome = Outcome.REJECTED_QUALITY
         self.keeper.gateway.log_bad_answer(self, error)  # type: ignore[arg-type]
         if self.state == RELAYING:
             self._truncated(error.reason)
