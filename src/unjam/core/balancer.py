@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from unjam.core import blame, lanes, overflow, refusals, split
+from unjam.core import blame, lanes, overflow, refusals
 from unjam.core.endpoint import Endpoint, LeaseEnded
 from unjam.core.health import Health
 from unjam.core.load import LoadReport
 from unjam.core.match import Matcher
 from unjam.core.model import FAILURES, Lease, Outcome, Reason, Refusal, Request, Ticket
+from unjam.core.operations import NOTHING, Operations
 from unjam.core.quota import Region, Reservation
 from unjam.core.snapshot import snapshot
-from unjam.core.topology import Applied, Reload
+from unjam.core.target import alive, target
+from unjam.core.topology import Applied
 from unjam.core.workers import Workers
 
 if TYPE_CHECKING:
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
 
     from unjam.core.estimator import Bucket
     from unjam.core.service import Service, Version
-    from unjam.core.spec import EndpointSpec, Topology
+    from unjam.core.spec import Topology
 
 __all__ = ["Applied", "Balancer", "LeaseEnded", "LoadReport", "Rng"]
 
-NOTHING: Final[tuple[Lease, ...]] = ()
 #: How much of the predicted wait must lie before the deadline for a request to be refused at once on its account.
 SURE: Final = 0.5
 #: Seconds of a request that count for how busy an endpoint was between two reports; longer ones are seen running.
@@ -45,7 +46,7 @@ class Rng(Protocol):
     def getrandbits(self, k: int, /) -> int: ...
 
 
-class Balancer:
+class Balancer(Operations):
     """One per gateway. `services`, `regions`: by name, as configured; read them, change them through the methods.
     `workers`: what claims runs."""
 
@@ -187,7 +188,7 @@ class Balancer:
         before = request.tried
         request.tried = spared = (*before, *version.endpoints.values())
         try:
-            other = self._target(request, None, now)
+            other = target(request, None, now)
         finally:
             request.tried = before
         return spared if other is not None or request.service.maintenance is not None else ()
@@ -224,112 +225,6 @@ class Balancer:
                     decided.extend(self._spill(version, now))
         return decided
 
-    # Operations
-
-    def set_health(self, endpoint: Endpoint, healthy: bool, now: float) -> Sequence[Lease]:
-        """What the active checks say."""
-        self._health.checked(endpoint, healthy, now)
-        return self._dispatch(endpoint.pool.version, now)
-
-    def drain(self, endpoint: Endpoint, draining: bool, now: float) -> Sequence[Lease]:
-        """Give it nothing new, or give it work again."""
-        if not endpoint.removed:
-            self._health.drain(endpoint, draining, now)
-            if draining and endpoint.pool.version.service.sessions is not None:
-                endpoint.pool.version.service.sessions.forget(endpoint)
-        return self._dispatch(endpoint.pool.version, now)
-
-    def report(self, endpoint: Endpoint, load: LoadReport, now: float) -> Sequence[Lease]:
-        """What is said of an endpoint's load. `endpoint.tally` tells what was made of it: a report that can't be true
-        is refused, one that is too old is late, and others count in full for 5 s and for nothing after 30."""
-        if endpoint.removed:
-            return NOTHING
-        was_draining = endpoint.draining
-        if not self._health.reported(endpoint, load, now):
-            return NOTHING
-        sessions = endpoint.pool.version.service.sessions
-        if endpoint.draining and not was_draining and sessions is not None:
-            sessions.forget(endpoint)
-        if not endpoint.pool.version.queue.length:
-            return NOTHING
-        return self._dispatch(endpoint.pool.version, now)
-
-    def join(self, service: str, version: str, spec: EndpointSpec, now: float) -> Endpoint:
-        """Add an endpoint that announced itself. Raises KeyError for an unknown service, version or region, ValueError
-        when the version has an endpoint of that URL."""
-        return self._reload(now).join(self._version(service, version), spec)
-
-    def leave(self, endpoint: Endpoint, now: float) -> Sequence[Lease]:
-        """Remove an endpoint that joined; what runs on it may end."""
-        version = endpoint.pool.version
-        self._reload(now).leave(endpoint)
-        return self._dispatch(version, now)
-
-    def silence(self, endpoint: Endpoint, silent: bool, now: float) -> Sequence[Lease]:
-        """The reporter of an endpoint that joined is not heard of any more: it gets nothing, unless too few are left.
-        Or it is heard of again."""
-        self._health.silence(endpoint, silent, now)
-        return self._dispatch(endpoint.pool.version, now)
-
-    def set_weight(self, service: str, version: str, weight: float, now: float) -> Sequence[Lease]:
-        """Raises KeyError for an unknown service or version, ValueError for a weight below 0."""
-        found = self._version(service, version)
-        if not 0.0 <= weight < float("inf"):
-            raise ValueError(f"a weight of {weight}")
-        found.weight = weight
-        found.evict = weight == 0.0
-        found.service.reweigh(now)
-        return NOTHING
-
-    def trip(self, service: str, version: str, now: float) -> None:
-        """Open the breaker by hand. Raises KeyError for an unknown service or version."""
-        found = self._version(service, version)
-        found.breaker.trip(now, "by hand")
-        found.evict = True
-        found.service.reweigh(now)
-
-    def reset(self, service: str, version: str, now: float) -> None:
-        """Close the breaker by hand. Raises KeyError for an unknown service or version."""
-        found = self._version(service, version)
-        found.breaker.reset(now)
-        found.service.reweigh(now)
-
-    def verdict(
-        self, version: Version, bad: bool, now: float, started: float, *, sampled: bool, reason: str = ""
-    ) -> None:
-        """Somebody judged an answer of `version` to a request that was dispatched at `started`.
-
-        `sampled`: it is one of a sample, good ones reported too. Otherwise the call counts as a success, now or at its
-        end: a bad verdict makes that a failure. `reason`: of a bad one, in words fit for a log."""
-        blame.judged(version.original, bad, sampled, reason, started, now)
-
-    def heed(
-        self,
-        endpoint: Endpoint,
-        *,
-        remaining_tokens: float | None = None,
-        remaining_requests: float | None = None,
-        reset: float | None = None,
-        retry_after: float | None = None,
-        now: float,
-    ) -> None:
-        """What the provider behind `endpoint` says of its quota. Without a region there is nothing to hold it
-        against."""
-        if endpoint.region is not None:
-            endpoint.region.heed(
-                remaining_tokens=remaining_tokens,
-                remaining_requests=remaining_requests,
-                reset=reset,
-                retry_after=retry_after,
-                now=now,
-            )
-
-    def ejections(self) -> list[tuple[Endpoint, float]]:
-        """Endpoints ejected since this was last asked (at most the latest 1,000), and for how many seconds."""
-        news = list(self._health.ejections)
-        self._health.ejections.clear()
-        return news
-
     def snapshot(self, now: float) -> dict[str, Any]:
         """Everything an operator may ask about, as JSON values."""
         return snapshot(self, now)
@@ -341,15 +236,6 @@ class Balancer:
 
     # Inside
 
-    def _reload(self, now: float) -> Reload:
-        return Reload(self.services, self.regions, self._leaving, self._health, self._rng, now)
-
-    def _version(self, service: str, name: str) -> Version:
-        for version in self.services[service].versions:
-            if version.name == name:
-                return version
-        raise KeyError(name)
-
     def _route(self, request: Request, bucket: Bucket, now: float) -> Lease | Ticket | Refusal:
         """The way of a request that the short cut of `offer` didn't take."""
         service = request.service
@@ -357,7 +243,7 @@ class Balancer:
             service.retried += 1
         if request.deadline is not None and request.deadline <= now:
             return self._refuse(refusals.deadline(request, service))
-        version = self._target(request, bucket.heavy, now)
+        version = target(request, bucket.heavy, now)
         if version is None:
             return self._refuse(self._unserved(request, now))
         if version.service is not service:
@@ -377,53 +263,6 @@ class Balancer:
                 return self._start(other, endpoint, request, bucket, heavy, now)
         return self._wait(version, request, bucket, heavy, now)
 
-    def _target(self, request: Request, heavy: bool | None, now: float) -> Version | None:
-        """The version to serve it, of its service or of one it falls back on; None: there is none. `heavy`: its lane,
-        None while that doesn't matter."""
-        service = request.service
-        if request.pin is not None:
-            for own in service.versions:
-                if own.name == request.pin:
-                    gone = not own.usable or not own.share or own in self._exhausted(service, request)
-                    return None if gone else own
-        if service.sessions is not None and request.session is not None:
-            bound = service.sessions.lookup(request.session, now)
-            if bound is not None and self._alive(bound) and bound not in request.tried:
-                return bound.pool.version
-        sticky = request.sticky
-        if sticky is None and service.spec.sticky is not None:
-            if service.spec.sticky == "session":
-                sticky = request.session
-            elif service.spec.sticky == "tenant":
-                sticky = request.tenant or None
-        if request.splits and heavy is not None:
-            rule = split.first(request.splits, heavy)
-            version = None if rule is None else rule.pick(sticky, self._exhausted(service, request))
-            if version is not None:
-                return version
-        for candidate in (service, *service.chain):
-            version = candidate.sole
-            if version is None or request.tried:
-                version = candidate.picker.pick(sticky, self._exhausted(candidate, request))
-            if version is not None:
-                return version
-        return None
-
-    def _exhausted(self, service: Service, request: Request) -> list[Version]:
-        """Versions that have nothing left which was not tried."""
-        if not request.tried:
-            return []
-        return [
-            version
-            for version in service.versions
-            if version.usable <= sum(e.usable and e.pool.version is version for e in request.tried)
-        ]
-
-    def _alive(self, endpoint: Endpoint) -> bool:
-        """A session may stay with it."""
-        version = endpoint.pool.version
-        return endpoint.usable and not version.removed and version.weight > 0.0 and version.share > 0.0
-
     def _choose(self, version: Version, request: Request, heavy: bool, bucket: Bucket, now: float) -> Endpoint | None:
         """A free slot for it now, with a claim on the quota of its region. Otherwise `_quota_wait` says for how many
         seconds a quota is what is missing; None: slots are."""
@@ -434,7 +273,7 @@ class Balancer:
         home = False
         if sessions is not None and request.session is not None:
             bound = sessions.lookup(request.session, now)
-            home = bound is None or not self._alive(bound)
+            home = bound is None or not alive(bound)
             if (
                 bound is not None
                 and not home
@@ -485,7 +324,7 @@ class Balancer:
         if sessions is not None and request.session is not None:
             bound = sessions.lookup(request.session, now)
             # Bound to one that is only full for the moment: this request was a guest elsewhere.
-            if bound is None or bound is endpoint or not self._alive(bound):
+            if bound is None or bound is endpoint or not alive(bound):
                 sessions.bind(request.session, endpoint, now)
         return lease
 
@@ -585,27 +424,27 @@ class Balancer:
         for ticket in tickets:
             request = ticket.request
             ticket.service.waiting.remove(request.tenant)
-            target = self._target(request, ticket.heavy, now)
-            if target is None and not version.removed and request.service.maintenance is None:
+            other = target(request, ticket.heavy, now)
+            if other is None and not version.removed and request.service.maintenance is None:
                 # It may come back before the ticket expires, and there is nothing better.
                 queue.push(ticket, now)
                 ticket.service.waiting.add(request.tenant)
-            elif target is None:
+            elif other is None:
                 ticket.live = False
                 decided.append(self._refuse(self._unserved(request, now)))
             else:
-                self._move(ticket, target, decided, now)
+                self._move(ticket, other, decided, now)
 
-    def _move(self, ticket: Ticket, target: Version, decided: list[Lease | Refusal], now: float) -> None:
+    def _move(self, ticket: Ticket, to: Version, decided: list[Lease | Refusal], now: float) -> None:
         request = ticket.request
-        service = target.service
+        service = to.service
         reason = service.waiting.refuses(service.spec.queue, request.tenant)
         if reason is not None:
             ticket.live = False
-            decided.append(self._refuse(refusals.queue_full(request, service, target)))
+            decided.append(self._refuse(refusals.queue_full(request, service, to)))
             return
         ticket.service = service
-        ticket.version = target
+        ticket.version = to
         ticket.fallback = service is not request.service
         ticket.bucket = service.estimator.bucket(request.bucket, request.seconds_hint, request.lane_hint)
         ticket.heavy = ticket.bucket.heavy

@@ -1,0 +1,62 @@
+"""Which version serves a request: pin, session, rules, weights; then the fallback chain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unjam.core.split import first
+
+if TYPE_CHECKING:
+    from unjam.core.endpoint import Endpoint
+    from unjam.core.model import Request
+    from unjam.core.service import Service, Version
+
+
+def target(request: Request, heavy: bool | None, now: float) -> Version | None:
+    """The version to serve it, of its service or of one it falls back on; None: there is none. `heavy`: its lane,
+    None while that doesn't matter."""
+    service = request.service
+    if request.pin is not None:
+        for own in service.versions:
+            if own.name == request.pin:
+                gone = not own.usable or not own.share or own in _exhausted(service, request)
+                return None if gone else own
+    if service.sessions is not None and request.session is not None:
+        bound = service.sessions.lookup(request.session, now)
+        if bound is not None and alive(bound) and bound not in request.tried:
+            return bound.pool.version
+    sticky = request.sticky
+    if sticky is None and service.spec.sticky is not None:
+        if service.spec.sticky == "session":
+            sticky = request.session
+        elif service.spec.sticky == "tenant":
+            sticky = request.tenant or None
+    if request.splits and heavy is not None:
+        rule = first(request.splits, heavy)
+        version = None if rule is None else rule.pick(sticky, _exhausted(service, request))
+        if version is not None:
+            return version
+    for candidate in (service, *service.chain):
+        version = candidate.sole
+        if version is None or request.tried:
+            version = candidate.picker.pick(sticky, _exhausted(candidate, request))
+        if version is not None:
+            return version
+    return None
+
+
+def _exhausted(service: Service, request: Request) -> list[Version]:
+    """Versions that have nothing left which was not tried."""
+    if not request.tried:
+        return []
+    return [
+        version
+        for version in service.versions
+        if version.usable <= sum(e.usable and e.pool.version is version for e in request.tried)
+    ]
+
+
+def alive(endpoint: Endpoint) -> bool:
+    """A session may stay with it."""
+    version = endpoint.pool.version
+    return endpoint.usable and not version.removed and version.weight > 0.0 and version.share > 0.0
