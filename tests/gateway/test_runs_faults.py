@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
+
+import pytest
 
 from .durable import Api, runs_gateway
 from .harness import in_loop, until
@@ -60,3 +63,23 @@ async def test_an_error_is_no_result_and_may_not_be_as_large() -> None:
         assert (status, answer["error"]["code"]) == (413, "payload_too_large")
         status, _ = await api.call("POST", path, {**body, "error": {"code": "x", "trace": "x" * 60000}})
         assert status == 200
+
+
+@pytest.mark.parametrize(("tenants", "most"), [(("acme", "acme"), 6), (("acme", "globex"), 3)])
+@in_loop
+async def test_one_tenant_does_not_fill_the_queue_for_the_others(tenants: tuple[str, str], most: int) -> None:
+    """Where there are others, and nothing else was said."""
+    keys = [("A" * 32, tenants[0]), ("B" * 32, tenants[1])]
+    more = "keys:\n" + "".join(
+        f'  - {{hash: "sha256:{sha256(key.encode()).hexdigest()}", tenant: {tenant}}}\n' for key, tenant in keys
+    )
+    async with runs_gateway(more, runs="{max_queued: 6}") as running:
+        api = await Api.connect(running, keys[0][0])
+        for _ in range(most):
+            await api.create()
+        status, answer = await api.call("POST", "/v1/runs", {"service": "auditor", "input": 1})
+        shared = tenants[0] != tenants[1]
+        assert (status, answer["error"]["code"]) == (429, "tenant_queue_full" if shared else "queue_full")
+        if shared:
+            other = await Api.connect(running, keys[1][0])
+            assert (await other.create())["status"] == "queued"

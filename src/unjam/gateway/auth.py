@@ -32,10 +32,13 @@ NOBODY: Final = Tenant("", b"", frozenset({""}))
 
 
 class Keyring:
-    __slots__ = ("_tenants",)
+    """`shared`: more than one tenant may call."""
+
+    __slots__ = ("_tenants", "shared")
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
         self._tenants = {tenant.digest: tenant for tenant in tenants}
+        self.shared = len({tenant.name for tenant in self._tenants.values() if not tenant.worker}) > 1
 
     def __bool__(self) -> bool:
         return bool(self._tenants)

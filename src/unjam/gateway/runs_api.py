@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Final
 
-from msgspec import UnsetType
+from msgspec import UnsetType, structs
 
 from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.envelope import plain
@@ -116,8 +116,12 @@ class RunsApi:
 
     async def keep(self, new: NewRun) -> tuple[Run, bool]:
         """Keep a new run. Raises `Refused` while the gateway is stopping, StoreError."""
-        if self._durable.gateway.draining:
+        gateway = self._durable.gateway
+        if gateway.draining:
             raise Refused(503, "draining", "This gateway is stopping; another one takes runs.", 1.0)
+        if new.max_queued_tenant is None and new.max_queued is not None and gateway.settings.keyring.shared:
+            # Nobody fills the queue for all the others.
+            new = structs.replace(new, max_queued_tenant=(new.max_queued + 1) // 2)
         return await self._store.create(new)
 
     def service(self, exchange: LocalExchange, name: str) -> ServiceRuns:
