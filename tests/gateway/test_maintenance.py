@@ -1,4 +1,5 @@
-"""The end of a fallback chain, read by the clients that people use: plain HTTP, OpenAI's SDK, event streams, WebSocket."""
+"""The end of a fallback chain, read by the clients that people use: plain HTTP, OpenAI's SDK, event streams,
+WebSocket."""
 
 from __future__ import annotations
 
@@ -130,7 +131,30 @@ async def test_the_next_service_is_asked_before_the_message_when_the_first_canno
             answer = await wire.get()
             assert (answer.status, answer.body, answer.header("x-unjam-fallback")) == (200, b"basic", "plain")
         await plain.stop()
-        for _ in range(8):
+        # Also once what may be tried again is used up: nobody is sent to where nobody is.
+        for _ in range(200):
             answer = await wire.get()
             assert answer.status == 503
             assert json.loads(answer.body)["error"]["message"] == MESSAGE
+
+
+@in_loop
+async def test_a_websocket_is_told_whose_it_is_when_the_next_service_took_it() -> None:
+    async def echo(socket: websockets.ServerConnection) -> None:
+        async for message in socket:
+            await socket.send(message)
+
+    agent = await gone()
+    async with websockets.serve(echo, "127.0.0.1", 0) as plain:
+        (port,) = {each.getsockname()[1] for each in plain.sockets}
+        text = config(agent).replace("fallback: [", "fallback: [plain, ")
+        text += f"  plain: {{versions: {{v: {{endpoints: ['http://127.0.0.1:{port}']}}}}}}\n"
+        async with gateway(config=text) as gw:
+            for retries in ("1", "1", None):  # the first two find out that nobody is there
+                async with websockets.connect(f"ws://127.0.0.1:{gw.port}/chat") as socket:
+                    assert socket.response is not None
+                    fields = socket.response.headers
+                    assert (fields["x-unjam-fallback"], fields.get("x-unjam-retries")) == ("plain", retries)
+                    await socket.send("hello")
+                    assert await socket.recv() == "hello"
+            await gw.settled()

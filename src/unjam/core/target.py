@@ -36,13 +36,20 @@ def target(request: Request, heavy: bool | None, now: float) -> Version | None:
         version = None if rule is None else rule.pick(sticky, _exhausted(service, request))
         if version is not None:
             return version
+    desperate = None
     for candidate in (service, *service.chain):
         version = candidate.sole
         if version is None or request.tried:
             version = candidate.picker.pick(sticky, _exhausted(candidate, request))
-        if version is not None:
+        if version is None:
+            continue
+        if version.healthy or candidate is service:
             return version
-    return None
+        # Nobody there is well either, and is used only as that service has nothing to fall back on. This request may
+        # have.
+        if desperate is None:
+            desperate = version
+    return desperate if service.maintenance is None else None
 
 
 def _exhausted(service: Service, request: Request) -> list[Version]:

@@ -394,9 +394,7 @@ class Exchange(Request):
         if not loads.PRESENT.isdisjoint(head.known):
             loads.said(connection.upstream, head.known, self.last)
         lines = [respond.status_line(101), *head.forward, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"]
-        if self.client.gateway.settings.response_headers:
-            lines.append(connection.upstream.markers[lease.heavy])
-        lines.append(b"\r\n")
+        lines += [heads.markers(self), b"\r\n"]
         self.client.gateway.stats.tunnels_open += 1
         self._forget_heads()
         self.client.transport.write(b"".join(lines) + rest)
