@@ -64,6 +64,7 @@ def snapshot(endpoints: int = 2) -> dict[str, Any]:
             "auditor": {
                 "queue": {"fast": 1, "heavy": 2},
                 "promoted": 4,
+                "rollout": {"version": "v8", "share": 0.1, "state": "running"},
                 "versions": {
                     "v7": {
                         "weight": 90.0,
@@ -92,6 +93,8 @@ def stats() -> GatewayStats:
     service.finished(False, Outcome.OK, 0.004, 0.0, 0.003)
     service.finished(False, Outcome.TIMEOUT, 9999.0, 0.0, -1.0)
     service.shed("queue_full")
+    service.verdict("agent", "bad")
+    service.evaluation("refusal", "good")
     return stats
 
 
