@@ -304,6 +304,7 @@ def durable() -> RunsStats:
     stats.ended = {("auditor", "completed"): 4, ("auditor", "failed"): 1}
     stats.swept = {("auditor", "queued"): 2}
     stats.errors = {"queue_full": 3}
+    stats.claims_refused = {("auditor", "slots"): 1}
     stats.depth = {"auditor": (5, 6)}
     stats.followers, stats.followed, stats.waiting = 9, 8, 2
     stats.sockets, stats.sockets_closed = 30, {4408: 3}
