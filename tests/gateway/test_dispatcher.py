@@ -664,3 +664,84 @@ async def test_a_gateway_that_stops_lets_the_agent_finish() -> None:
         held.go.set()
         await draining
         assert (await durable.store.get(run.id)).status == "completed"
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+def two_versions(old: Agent, new: Agent, old_weight: float = 1.0) -> str:
+    return f"""
+services:
+  agent:
+    versions:
+      v7: {{endpoints: ["{old.url}"], weight: {old_weight}}}
+      v8: {{endpoints: ["{new.url}"], weight: 1}}
+"""
+
+
+@in_loop
+async def test_a_run_keeps_to_the_version_that_began_it() -> None:
+    """Also when that gets no traffic any more; the run says which it is."""
+    tries = [0]
+
+    async def breaks(call: Call) -> None:
+        tries[0] += 1
+        if tries[0] == 1:
+            await call.start_events()
+            await call.chunk(b"data: 1\n\n")
+            await asyncio.sleep(0.2)
+            call.abort()
+        else:
+            await call.answer(b"old")
+
+    async def other(call: Call) -> None:
+        await call.answer(b"new")
+
+    old, new = await started(breaks, other)
+    async with pushing(old, new, config=two_versions(old, new)) as pushed:
+        balancer = pushed.running.gateway.balancer
+        balancer.set_weight("agent", "v8", 0.0, 0.0)
+        run = await pushed.submit(retry="restart")
+        await pushed.logged(run, "message")
+        async with asyncio.timeout(10):
+            while (await pushed.store.get(run.id)).version != "v7":
+                await asyncio.sleep(0.01)
+        balancer.set_weight("agent", "v8", 1.0, 0.0)
+        balancer.set_weight("agent", "v7", 0.0, 0.0)
+        found = await pushed.ended(run)
+        assert (found.status, found.version, found.attempt) == ("completed", "v7", 2)
+        assert await pushed.result(run) == "old"
+        fresh = await pushed.submit()
+        await pushed.ended(fresh)
+        assert await pushed.result(fresh) == "new"
+
+
+@in_loop
+async def test_a_run_waits_for_its_version_and_others_do_not_wait_behind_it() -> None:
+    async def answers(call: Call) -> None:
+        await call.answer(b"done")
+
+    old, new = await started(answers, answers)
+    async with pushing(old, new, config=two_versions(old, new)) as pushed:
+        balancer = pushed.running.gateway.balancer
+        balancer.trip("agent", "v7", asyncio.get_running_loop().time())
+        pinned = [await pushed.submit(version="v7") for _ in range(3)]
+        for _ in range(5):
+            assert (await pushed.ended(await pushed.submit())).status == "completed"
+        assert {(await pushed.store.get(run.id)).status for run in pinned} == {"running"}
+        balancer.reset("agent", "v7", asyncio.get_running_loop().time())
+        for run in pinned:
+            assert (await pushed.ended(run)).version == "v7"
+        assert len(old.requests) >= 3
+
+
+@in_loop
+async def test_a_pin_to_a_version_that_is_gone_holds_nobody() -> None:
+    async def answers(call: Call) -> None:
+        await call.answer(b"done")
+
+    old, new = await started(answers, answers)
+    async with pushing(old, new, config=two_versions(old, new)) as pushed:
+        run = await pushed.submit(version="v1")
+        found = await pushed.ended(run)
+        assert found.status == "completed", bytes(found.error or b"")

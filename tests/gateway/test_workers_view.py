@@ -4,6 +4,7 @@ gateways see of it."""
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 from typing import Any
 
 from unjam.core.model import Outcome
@@ -301,3 +302,64 @@ async def test_inputs_are_held_until_one_is_sent() -> None:
             assert await worker.read("GET", path) == (200, {"inputs": [{"n": n, "data": n}]})
         assert await worker.call("GET", f"{path}?after=2") == (200, {"inputs": []})
         assert len(running.server.durable.given) == 0
+
+
+@in_loop
+async def test_a_tenant_has_so_many_waiting_runs_and_others_have_theirs() -> None:
+    given = {"a": "key-of-a-0123456789", "b": "key-of-b-0123456789"}
+    keys = "keys:\n" + "".join(
+        f'  - {{name: {name}, hash: "sha256:{sha256(key.encode()).hexdigest()}"}}\n' for name, key in given.items()
+    )
+    services = made.SERVICES.replace("runs: {execute: pull}", "runs: {execute: pull, max_queued_tenant: 2}")
+    async with runs_gateway(keys, services=services) as running:
+        a = await Api.connect(running, given["a"])
+        b = await Api.connect(running, given["b"])
+        await a.create()
+        await a.create()
+        status, found = await a.call("POST", "/v1/runs", {"service": "auditor", "input": 1})
+        assert (status, found["error"]["code"]) == (429, "tenant_queue_full")
+        assert a.answer is not None
+        assert a.answer.header("retry-after")
+        await a.create("other")
+        await b.create()
+
+
+@in_loop
+async def test_an_ended_run_can_be_deleted_and_no_other() -> None:
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        run = await api.create()
+        path = f"/v1/runs/{run['id']}"
+        status, found = await api.call("DELETE", path)
+        assert (status, found["error"]["code"]) == (409, "run_not_ended")
+        await api.call("POST", f"{path}/cancel")
+        assert (await api.call("DELETE", path))[0] == 204
+        assert (await api.call("GET", path))[0] == 404
+        assert (await api.call("DELETE", path))[0] == 404
+
+
+@in_loop
+async def test_a_deleted_response_is_gone_at_every_gateway() -> None:
+    shared = Shared()
+    services = "\n".join(made.SERVICES.splitlines()[:6]) + "\n"
+    async with (
+        runs_gateway(services=services, store=shared.tap()) as here,
+        runs_gateway(services=services, store=shared.tap()) as there,
+    ):
+        one, two = await Api.connect(here), await Api.connect(there)
+        responses = []
+        for _ in range(2):
+            body = {"model": "auditor", "input": "x", "background": True}
+            status, response = await one.call("POST", "/v1/responses", body)
+            assert status == 200, response
+            responses.append(f"/v1/responses/{response['id']}")
+        claimed = await claim(two)
+        for path in responses:
+            assert (await one.call("DELETE", path))[0] == 200
+        assert (await one.call("GET", responses[0]))[0] == 404
+        assert (await two.call("GET", responses[1]))[0] == 404
+        # The one that runs is gone everywhere when its worker has heard of it.
+        await finish(two, claimed, "cancelled")
+        async with asyncio.timeout(10):
+            while (await two.call("GET", responses[0]))[0] != 404:
+                await asyncio.sleep(0.05)

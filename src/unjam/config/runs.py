@@ -76,6 +76,11 @@ class ServiceRuns(Model):
     timeout: PositiveDuration = Field(
         3600.0, description="A run that hasn't ended so long after its creation expires, unless it says otherwise."
     )
+    max_queued_tenant: PositiveCount | None = Field(
+        None,
+        description="Runs of one tenant that may wait; more are answered 429. Unset: half of `max_queued` where `keys` "
+        "name several tenants, else all.",
+    )
     path: CheckPath | None = Field(
         None, description="Where the input of a pushed run is POSTed. Unset: the path that the service matches."
     )

@@ -119,6 +119,7 @@ class Dispatcher:
         self._regular_at = NEVER
         self.due = NEVER
         self.options = options or PushOptions()
+        self._parked = 0
         #: Runs claimed; of those: ended by an answer of whatever kind, handed back, and gone to another owner.
         self.claimed = self.settled = self.handed_back = self.fenced = 0
 
@@ -337,6 +338,13 @@ class Dispatcher:
         queue.ahead[push.waits_in] = max(0, queue.ahead[push.waits_in] + step)
         if step < 0:
             self._wake()
+
+    def parked(self, push: Push, step: int) -> bool:
+        """Half of the places are for runs that need not wait for their version."""
+        if step > 0 and 2 * self._parked >= self.options.most:
+            return False
+        self._parked += step
+        return True
 
     def reached(self, push: Push) -> None:
         queue = self._queues.get(push.service.name)

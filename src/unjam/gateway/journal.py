@@ -65,6 +65,7 @@ class Journal:
         "run",
         "shown",
         "size",
+        "version",
     )
 
     def __init__(
@@ -81,6 +82,8 @@ class Journal:
         self.run = claim.run.id
         self.fence = claim.run.fence
         self.lease = lease
+        #: What it runs on, told with its signs of life.
+        self.version: str | None = None
         self._batch = 0
         self._events: list[NewEvent] = []
         #: status, result, error; or RELEASE or GIVE_UP.
@@ -116,6 +119,14 @@ class Journal:
         if not self.ending:
             self._beating = True
             self._kick()
+
+    def pin(self, version: str, at_once: bool) -> None:
+        """It has begun on this version of its service, and keeps to it. `at_once`: say so now, because there are
+        others, and not with the next sign of life."""
+        if self.version is None:
+            self.version = version
+            if at_once:
+                self.beat()
 
     def finish(self, status: str, result: bytes | None = None, error: bytes | None = None) -> None:
         """End it: behind all events. Only the first end counts."""
@@ -217,7 +228,7 @@ class Journal:
         return append
 
     async def _beat(self) -> None:
-        answer: Beat = await self._store.heartbeat(self.run, self.fence, lease=self.lease)
+        answer: Beat = await self._store.heartbeat(self.run, self.fence, lease=self.lease, version=self.version)
         self._alive()
         if answer.cancel:
             self._cancel()

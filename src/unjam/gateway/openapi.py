@@ -50,6 +50,11 @@ _CALLS: Final[tuple[dict[str, Any], ...]] = (
         "errors": (400, 404, 410, 503),
     },
     {
+        "call": ("delete", "/v1/runs/{id}", "deleteRun", "Forget a run that has ended, with its events and its result"),
+        "answers": {204: None},
+        "errors": (404, 409, 503),
+    },
+    {
         "call": ("get", "/v1/runs/{id}/events", "followRun", "Its events: a stream with Accept: text/event-stream"),
         "query": [_AFTER, _WAIT, ("limit", "integer", "At most so many, 1 to 256.")],
         "headers": [_LAST],
@@ -106,7 +111,7 @@ _CALLS: Final[tuple[dict[str, Any], ...]] = (
     },
     {
         "call": ("get", "/v1/runs/{id}/inputs", "readInputs", "What clients have sent to it"),
-        "query": [("after", "integer", "Only those with a higher number.")],
+        "query": [("after", "integer", "Only those with a higher number."), _WAIT],
         "answers": {200: shapes.Inputs},
         "errors": (400, 403, 404, 503),
     },
@@ -121,7 +126,7 @@ _MEANING: Final = {
     400: "The request does not fit.",
     403: "Not with this API key.",
     404: "There is no such run or service, or it is another tenant's.",
-    409: "The run has another owner, or has ended.",
+    409: "The run has another owner, has ended, or has not ended yet.",
     410: "Not kept any more.",
     413: "Too large.",
     415: "Not JSON.",

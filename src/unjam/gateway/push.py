@@ -19,12 +19,12 @@ import msgspec
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.gateway import answers, features, loads
 from unjam.gateway.envelope import Envelope, EnvelopeHead
+from unjam.gateway.journal import Journal
 from unjam.gateway.own_verdicts import REJECTED
 from unjam.gateway.retries import STALE
-from unjam.gateway.taps import USAGE_TAIL
-from unjam.gateway.journal import Journal
 from unjam.gateway.routing import prefix_of
 from unjam.gateway.states import CONNECTING, ENDED, QUEUED, RELAYING, WAITING
+from unjam.gateway.taps import USAGE_TAIL
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, Upstream, UpstreamConnection
 from unjam.wire import verdict
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 #: A wait in the balancer's queue that was at least this long, seconds, may be begun again at once.
 PATIENT: Final = 1.0
+
+#: Seconds between two tries of a run that is pinned to a version which is out of service.
+PARKED: Final = 1.0
 
 #: Seconds between two looks at a run whose deadline has passed, until the store has expired it.
 EXPIRY: Final = 1.0
@@ -58,6 +61,9 @@ class Keeper(Protocol):
 
     def waiting(self, push: Push, step: int) -> None:
         """It waits for a slot (1), or does no more (-1)."""
+
+    def parked(self, push: Push, step: int) -> bool:
+        """It waits for its version (1), or does no more (-1). False: too many do."""
 
     def reached(self, push: Push) -> None:
         """It is with an endpoint."""
@@ -83,6 +89,7 @@ class Push(Request):
         "keeper",
         "last",
         "lease",
+        "parked_until",
         "path",
         "queued",
         "reason",
@@ -124,6 +131,7 @@ class Push(Request):
                     )
                 except features.BadHint:
                     pass  # refused when the run was made; the run is older than that rule
+        self.pin = run.version
         self.keeper = keeper
         self.run = run
         self.head = head
@@ -142,6 +150,8 @@ class Push(Request):
         self.first_byte = 0.0
         self.sent_at = 0.0
         self.last = now
+        #: When its version is asked for again, which is out of service; 0: it doesn't wait for that.
+        self.parked_until = 0.0
         self.queued = 0.0
         self.bytes_in = len(envelope.body)
         self.bytes_out = 0
@@ -183,7 +193,8 @@ class Push(Request):
         """Ask the balancer for a slot, at first or for another endpoint."""
         self.last = now
         self.state = QUEUED
-        decision = self.keeper.gateway.balancer.offer(self, now)
+        balancer = self.keeper.gateway.balancer
+        decision = balancer.offer(self, now) if self.pin is None else balancer.offer_pinned(self, now)
         if type(decision) is Lease:
             self.dispatch(decision, now)
         elif type(decision) is Ticket:
@@ -201,13 +212,25 @@ class Push(Request):
             self.queued += now - self.last
             self.offer(now)
             return
+        if refusal.reason is Reason.NO_ENDPOINT and self.pin is not None and not self.journal.ending:
+            # Its version is out of service, which is no reason to keep others of the service waiting behind it.
+            if self.parked_until or self.keeper.parked(self, 1):
+                self.parked_until = now + PARKED
+                self.look(self.parked_until)
+                return
         self.reason = refusal.reason
         self.keeper.turned_away(self, refusal.retry_after)
         self.journal.release()
         self._end(Outcome.CANCELLED, False)
 
+    def _leave_parking(self) -> None:
+        if self.parked_until:
+            self.parked_until = 0.0
+            self.keeper.parked(self, -1)
+
     def dispatch(self, lease: Lease, now: float) -> None:
         self._leave_queue()
+        self._leave_parking()
         self.lease = lease
         self.queued += now - self.last
         upstream: Upstream = lease.endpoint.shell
@@ -273,6 +296,9 @@ class Push(Request):
             self.head.envelope.request(self.path, connection.upstream.host_line, self.request_id, self.run.attempt)
         )
         self.look(now + min(self._limits().first_byte, self._limits().total))
+        lease = self.lease
+        if lease is not None and not lease.fallback and lease.version.name != self.run.version:
+            self.journal.pin(lease.version.name, at_once=len(lease.service.versions) > 1)
         self.keeper.reached(self)
 
     # -- from the endpoint ------------------------------------------------------------------------------------------
@@ -460,7 +486,12 @@ class Push(Request):
             return NEVER
         if now >= journal.beat_at or now >= self.expires:
             journal.beat()
+        if self.parked_until and now >= self.parked_until and not journal.ending:
+            self.parked_until = now + PARKED  # unless it is had now
+            self.offer(now)
         due = journal.beat_at if journal.beat_at > now else now + journal.lease / 3
+        if self.parked_until:
+            due = min(due, self.parked_until)
         return min(due, self.expires if self.expires > now else now + EXPIRY, self._enforce(now))
 
     def _enforce(self, now: float) -> float:
@@ -495,6 +526,7 @@ class Push(Request):
             return
         now = monotonic()
         self.state = ENDED
+        self._leave_parking()
         gateway = self.keeper.gateway
         connection, self.upstream = self.upstream, None
         if connection is not None:

@@ -113,6 +113,7 @@ class RespondAsync:
                 max_attempts=spec.max_attempts,
                 deadline=time.time() + min(seconds, shapes.FURTHEST),
                 max_queued=durable.limits.max_queued,
+                max_queued_tenant=spec.max_queued_tenant,
             ),
         )
         return shapes.json(shapes.view(run), 202, shapes.location(run) + b"preference-applied: respond-async\r\n")

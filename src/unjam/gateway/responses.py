@@ -33,7 +33,7 @@ from unjam.gateway.timers import NEVER
 from unjam.runs.hub import Delivery
 from unjam.runs.machine import CANCELLED, COMPLETED, EXPIRED, TERMINAL
 from unjam.runs.model import NewRun, Run, partition_of
-from unjam.runs.store.base import StoreError
+from unjam.runs.store.base import NotEnded, StoreAway, StoreError
 from unjam.wire.dialects.errors import error_body
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ CANCELLING: Final = 12.0
 #: Bytes of a request's body: whether it is to be kept is known only when it is all there.
 LARGEST: Final = 64 << 20
 
-#: Responses that were deleted, as far as this gateway remembers.
+#: Responses that were deleted while they ran, until they have ended: so many are remembered, and looked at so often,
+#: seconds.
 DELETED: Final = 10_000
+ENDING: Final = 0.5
 
 
 def spoken(handler: Callable[..., Awaitable[Answer | None]]) -> Callable[..., Awaitable[Answer | None]]:
@@ -136,6 +138,7 @@ class Responses:
                 deadline=time.time() + spec.timeout,
                 metadata=_metadata(asked),
                 max_queued=limits.max_queued,
+                max_queued_tenant=spec.max_queued_tenant,
             ),
         )
         if asked.get("stream") is True:
@@ -252,12 +255,29 @@ class Responses:
             return self._pass_on(exchange)
         run = await self._own(exchange, run_id)
         if run.status not in TERMINAL:
-            await self._store.cancel(run.id)
+            run = (await self._store.cancel(run.id)).run
             self._durable.poke(run.id)
-        self._deleted[run.id] = None
-        if len(self._deleted) > DELETED:
-            self._deleted.popitem(last=False)
+        if run.status in TERMINAL:
+            await self._store.delete(run.id)
+        else:
+            self._deleted[run.id] = None
+            if len(self._deleted) > DELETED:
+                self._deleted.popitem(last=False)
+            self._durable.gateway.spawn(self._delete_ended(run.id))
         return _answer({"id": response_id(run), "object": "response", "deleted": True})
+
+    async def _delete_ended(self, run: str) -> None:
+        """Once its worker has stopped, as long as this gateway lives; after that retention deletes it."""
+        while not self._durable.gateway.draining:
+            await asyncio.sleep(ENDING)
+            try:
+                await self._store.delete(run)
+            except (NotEnded, StoreAway):
+                continue
+            except StoreError:
+                pass  # somebody else was first
+            self._deleted.pop(run, None)
+            return
 
     @spoken
     async def other(self, exchange: LocalExchange) -> Answer | None:

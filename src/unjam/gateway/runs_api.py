@@ -66,6 +66,7 @@ class RunsApi:
             ("POST", "/v1/runs", self.create, lambda: limits.limits.max_input + AROUND),
             ("GET", "/v1/runs", self.list, lambda: AROUND),
             ("GET", "/v1/runs/*", self.get, lambda: AROUND),
+            ("DELETE", "/v1/runs/*", self.delete, lambda: AROUND),
             ("GET", "/v1/runs/*/events", self.events, lambda: AROUND),
             ("POST", "/v1/runs/*/cancel", self.cancel, lambda: AROUND),
             ("POST", "/v1/runs/*/input", self.send, lambda: limits.limits.max_input + AROUND),
@@ -108,6 +109,7 @@ class RunsApi:
             deadline=time.time() + (asked.deadline_s or spec.timeout),
             metadata=metadata,
             max_queued=limits.max_queued,
+            max_queued_tenant=spec.max_queued_tenant,
         )
 
     async def record(self, exchange: LocalExchange, spec: ServiceRuns, new: NewRun) -> tuple[Run, bool]:
@@ -230,6 +232,11 @@ class RunsApi:
     @guarded
     async def cancel(self, exchange: LocalExchange) -> Answer:
         return shapes.json(shapes.view(await self.stop(await self.own(exchange))))
+
+    @guarded
+    async def delete(self, exchange: LocalExchange) -> Answer:
+        await self._store.delete((await self.own(exchange)).id)
+        return NOTHING
 
     @guarded
     async def send(self, exchange: LocalExchange) -> Answer:

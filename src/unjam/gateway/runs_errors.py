@@ -16,6 +16,8 @@ TABLE: Final[dict[type[base.StoreError], tuple[int, str, float | None]]] = {
     base.KeyReused: (422, "This Idempotency-Key was used for another request: use a new one.", None),
     base.InputsFull: (429, "The run was sent as many inputs, or bytes of them, as it takes.", None),
     base.QueueFull: (429, "As many runs of this service wait as may. Try again later.", 5.0),
+    base.TenantQueueFull: (429, "As many of your runs wait for this service as may. Try again later.", 5.0),
+    base.NotEnded: (409, "The run has not ended: cancel it first.", None),
     base.StoreAway: (503, "Runs can't be reached just now; nothing is lost. Try again.", 2.0),
     base.StoreError: (500, "The store failed at this; the gateway's log says why.", None),
 }
