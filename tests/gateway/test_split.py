@@ -14,7 +14,8 @@ async def test_premium_callers_get_the_dear_version() -> None:
     config = (
         "services:\n  main:\n    match: {path: /}\n"
         "    split: [{header: {X-Tier: premium}, weights: {dear: 1}}]\n"
-        f"    versions: {{cheap: {{weight: 9, endpoints: ['{cheap.url}']}}, dear: {{weight: 1, endpoints: ['{dear.url}']}}}}\n"
+        "    versions:\n"
+        f"      cheap: {{weight: 9, endpoints: ['{cheap.url}']}}\n      dear: {{weight: 1, endpoints: ['{dear.url}']}}\n"
     )
     async with gateway(cheap, dear, config=config) as gw:
         wire = await gw.connect()
@@ -38,7 +39,7 @@ async def test_work_spills_into_the_dear_pool_after_the_stated_wait_and_no_soone
     cheap, dear = await Agent(slow).start(), await Agent(quick).start()
     config = (
         "services:\n  main:\n    match: {path: /}\n    versions:\n"
-        f"      cheap: {{weight: 1, overflow: {{to: dear, after: 300ms}}, endpoints: [{{url: '{cheap.url}', slots: 1}}]}}\n"
+        f"      cheap: {{overflow: {{to: dear, after: 300ms}}, endpoints: [{{url: '{cheap.url}', slots: 1}}]}}\n"
         f"      dear: {{weight: 0, endpoints: [{{url: '{dear.url}', slots: 1}}]}}\n"
     )
     async with gateway(cheap, dear, config=config) as gw:

@@ -28,6 +28,8 @@ State = Literal["running", "paused", "promoted", "rolled_back"]
 ALPHA: Final = 0.01
 #: How much slower than the old versions' 95th percentile a call may be and still count as no slower.
 SLACK: Final = 1.1
+#: And by how many seconds at least: a version with hardly any traffic finds caches and connections cold.
+LEAST_SLOWER: Final = 0.01
 #: The latest durations of each lane that are kept, on either side.
 KEPT: Final = 2000
 #: Fewer than this many on either side tell nothing of a 95th percentile.
@@ -194,14 +196,15 @@ class Promotion:
         new = self.times.of(True, heavy)
         if len(old) < TIMED or len(new) < TIMED:
             return ""
-        limit = SLACK * old[int(0.95 * len(old))]
+        p95_old = old[int(0.95 * len(old))]
+        limit = max(SLACK * p95_old, p95_old + LEAST_SLOWER)
         slow_new = sum(seconds > limit for seconds in new)
         slow_old = sum(seconds > limit for seconds in old)
         if worse(slow_new, len(new), slow_old, len(old)) >= ALPHA:
             return ""
         p95 = sorted(new)[int(0.95 * len(new))]
         lane = HEAVY if heavy else FAST
-        return f"its p95 in the {lane} lane is {p95:.3g} s, that of the others {old[int(0.95 * len(old))]:.3g} s"
+        return f"its p95 in the {lane} lane is {p95:.3g} s, that of the others {p95_old:.3g} s"
 
     # Over restarts
 
