@@ -308,7 +308,7 @@ async def test_inputs_are_held_until_one_is_sent() -> None:
 async def test_a_tenant_has_so_many_waiting_runs_and_others_have_theirs() -> None:
     given = {"a": "key-of-a-0123456789", "b": "key-of-b-0123456789"}
     keys = "keys:\n" + "".join(
-        f'  - {{name: {name}, hash: "sha256:{sha256(key.encode()).hexdigest()}"}}\n' for name, key in given.items()
+        f'  - {{tenant: {name}, hash: "sha256:{sha256(key.encode()).hexdigest()}"}}\n' for name, key in given.items()
     )
     services = made.SERVICES.replace("runs: {execute: pull}", "runs: {execute: pull, max_queued_tenant: 2}")
     async with runs_gateway(keys, services=services) as running:
