@@ -15,7 +15,8 @@ async def test_premium_callers_get_the_dear_version() -> None:
         "services:\n  main:\n    match: {path: /}\n"
         "    split: [{header: {X-Tier: premium}, weights: {dear: 1}}]\n"
         "    versions:\n"
-        f"      cheap: {{weight: 9, endpoints: ['{cheap.url}']}}\n      dear: {{weight: 1, endpoints: ['{dear.url}']}}\n"
+        f"      cheap: {{weight: 9, endpoints: ['{cheap.url}']}}\n"
+        f"      dear: {{weight: 1, endpoints: ['{dear.url}']}}\n"
     )
     async with gateway(cheap, dear, config=config) as gw:
         wire = await gw.connect()

@@ -4,9 +4,9 @@ none at all once it is.
 At the end of each step (`hold` seconds, and `min_requests` calls of the new version since it began) the two are
 compared on what happened during the step, each time by Fisher's exact test on a two-by-two table, one-sided ("The logic
 of inductive inference", 1935): failed calls, bad verdicts, and, lane by lane, calls slower than the old versions' 95th
-percentile by more than `SLACK`. Below `ALPHA` the new one is worse and goes back to 0; a trip of its breaker sends it
-there at once. One look per step: a test that is repeated at every call finds a difference in the end, whether there is
-one or not.
+percentile by more than `SLACK` and `LEAST_SLOWER`. Below `ALPHA` the new one is worse and goes back to 0; a trip of its
+breaker sends it there at once. One look per step: a test that is repeated at every call finds a difference in the end,
+whether there is one or not.
 """
 
 from __future__ import annotations
