@@ -323,3 +323,67 @@ def test_words_of_others_do_not_steer_the_terminal(unjam: Unjam, admin: Any) -> 
         result = unjam("status", *arguments, "--admin", admin.url)
         assert result.exit_code == 0
         assert "\x1b" not in result.stdout
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "web-1",
+        "kind": "worker",
+        "url": "web-1",
+        "slots": 4,
+        "slots_from": "configured",
+        "inflight": 2,
+        "taken": 3,
+        "heavy": 1,
+        "served": 12,
+        "failed": 1,
+        "seen": 1.2,
+        "claiming": 0,
+        "turned_away": 0,
+        "refusal": "",
+        "via": "",
+        "load": None,
+        "why": ["open"],
+        **changes,
+    }
+
+
+def with_workers(*workers: dict[str, Any]) -> dict[str, Any]:
+    said = state(NOISY)
+    said["services"]["auditor"]["versions"]["v7"]["workers"] = list(workers)
+    return said
+
+
+def test_workers_are_listed_below_the_endpoints_of_their_version(unjam: Unjam, admin: Any) -> None:
+    admin.answer = with_workers(
+        worker(),
+        worker(name="web-2", turned_away=7, why=["breaker open"]),
+        worker(name="web-3", via="gateway:b:1", why=["asks another gateway"]),
+    )
+    lines = [" ".join(line.split()) for line in unjam("status", "--admin", admin.url).stdout.splitlines()]
+    at = lines.index("worker running heavy turned away heard why")
+    assert lines[at + 1 :][:3] == [
+        "web-2 3 of 4 1 7 1.2 s ago breaker open",
+        "web-1 3 of 4 1 0 1.2 s ago open",
+        "web-3 3 of 4 1 0 1.2 s ago open, asks another gateway",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"claiming": 1}, ["It may do 4 runs at once", "waits for work now", "and 1 of others, 1 of them heavy"]),
+        (
+            {"turned_away": 7, "refusal": "breaker open", "why": ["breaker open"]},
+            ["7 claims of it got nothing, whatever waited", "It gets nothing because its version's breaker is open."],
+        ),
+        ({"via": "the store", "why": ["asks the store itself"]}, ["Known from the store", "it asks the store itself."]),
+    ],
+)
+def test_a_worker_is_explained_by_its_name(
+    unjam: Unjam, admin: Any, changes: dict[str, Any], sentences: list[str]
+) -> None:
+    admin.answer = with_workers(worker(**changes))
+    said = " ".join(unjam("status", "--why", "web-1", "--admin", admin.url).stdout.split())
+    for sentence in sentences:
+        assert sentence in said

@@ -129,7 +129,8 @@ def status(
     token: AdminToken = None,
     as_json: Annotated[bool, typer.Option("--json", help="The state as the gateway tells it.")] = False,
     why: Annotated[
-        str | None, typer.Option("--why", help="All that is known of one endpoint, in sentences.", metavar="URL")
+        str | None,
+        typer.Option("--why", help="All that is known of one endpoint or worker, in sentences.", metavar="URL"),
     ] = None,
 ) -> None:
     """Show what runs where, who waits, and why."""
@@ -152,22 +153,22 @@ def status(
 @app.command()
 @in_sentences
 def drain(
-    url: Annotated[str, typer.Argument(help="URL of the endpoint.")],
+    url: Annotated[str, typer.Argument(help="URL of the endpoint, or name of the worker.")],
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
 ) -> None:
-    """Let an endpoint finish what it runs and give it nothing new."""
+    """Let an endpoint or a worker finish what it runs and give it nothing new."""
     _drain(url, True, admin_client(admin, token))
 
 
 @app.command()
 @in_sentences
 def undrain(
-    url: Annotated[str, typer.Argument(help="URL of the endpoint.")],
+    url: Annotated[str, typer.Argument(help="URL of the endpoint, or name of the worker.")],
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
 ) -> None:
-    """Give a drained endpoint work again."""
+    """Give a drained endpoint or worker work again."""
     _drain(url, False, admin_client(admin, token))
 
 
@@ -236,7 +237,9 @@ def _drain(url: str, draining: bool, client: AdminClient) -> None:
     try:
         name = parse_url(url).url
     except BadValue as error:
-        raise CliError(f"{error.message}. {error.fix}", USAGE) from None
+        if ":" in url or "/" in url:
+            raise CliError(f"{error.message}. {error.fix}", USAGE) from None
+        name = url  # a worker's
     answer = client.post("/api/drain", {"endpoint": name, "draining": draining})
     typer.echo(f"{name} {'finishes what it runs and takes nothing new' if draining else 'takes new requests'}.")
     versions.warn(answer)

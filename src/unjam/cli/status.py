@@ -51,7 +51,10 @@ def _service(out: Console, name: str, service: Mapping[str, Any]) -> None:
         out.print(Text("  ").append(_rollout(service["rollout"])), soft_wrap=True)
     for version_name, version in _items(service.get("versions")):
         out.print(Text("  ").append(_version_line(version_name, version)), soft_wrap=True)
-        out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4)))
+        if version.get("endpoints") or not version.get("workers"):
+            out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4)))
+        if version.get("workers"):
+            out.print(Padding(_workers(version["workers"]), (0, 0, 0, 4)))
     oldest = service.get("oldest") or []
     if oldest:
         out.print(Padding(_oldest(oldest[:MOST_OLDEST]), (0, 0, 0, 2)))
@@ -190,6 +193,23 @@ def _endpoints(version: Mapping[str, Any], narrow: bool) -> Table:
         table.add_row(*(column.cell(endpoint) for column in columns))
     if len(endpoints) > len(shown):
         table.add_row(f"… {len(endpoints) - len(shown)} more", *[""] * (len(columns) - 1))
+    return table
+
+
+def _workers(workers: list[Mapping[str, Any]]) -> Table:
+    """What claims runs: those that ask this gateway, and others that are known to it."""
+    found = sorted(workers, key=lambda one: (read.untroubled(one), -(one.get("taken") or 0), _text(one.get("name"))))
+    columns = ("worker", ">running", ">heavy", ">turned away", ">heard", "why")
+    table = _table(*columns)
+    table.columns[0].min_width = min(MOST_NAME, max(len(_text(one.get("name"))) for one in found[:MOST_ENDPOINTS]))
+    for worker in found[:MOST_ENDPOINTS]:
+        taken = worker.get("taken")
+        running = f"{_number(worker.get('inflight') if taken is None else taken)} of {_number(worker.get('slots'))}"
+        heard = f"{seconds_of(worker.get('seen'))} ago"
+        away = _number(worker.get("turned_away"))
+        table.add_row(Text(_text(worker.get("name"))), running, _number(worker.get("heavy")), away, heard, _why(worker))
+    if len(found) > MOST_ENDPOINTS:
+        table.add_row(f"… {len(found) - MOST_ENDPOINTS} more", *[""] * (len(columns) - 1))
     return table
 
 

@@ -64,7 +64,10 @@ def find(state: Mapping[str, Any], url: str) -> list[tuple[str, str, Version, En
     near = [name for name in names if url and url in name]
     near += [name for name in difflib.get_close_matches(url, names, NEAR, 0.5) if name not in near]
     if near:
-        raise CliError(f"no endpoint has the URL {_text(url)}. Near it: {', '.join(map(_text, near[:NEAR]))}.")
+        raise CliError(
+            f"no endpoint has the URL {_text(url)}, and no worker that name. "
+            f"Near it: {', '.join(map(_text, near[:NEAR]))}."
+        )
     few = f" There are: {', '.join(map(_text, names))}." if 0 < len(names) <= NEAR else ""
     there = f" unjam status lists the {len(names)} there are." if len(names) > NEAR else ""
     raise CliError(f"no endpoint has the URL {_text(url)}.{few or there or ' The gateway has none at all.'}")
@@ -72,6 +75,9 @@ def find(state: Mapping[str, Any], url: str) -> list[tuple[str, str, Version, En
 
 def paragraphs(version: Version, endpoint: Endpoint) -> Iterator[tuple[str, list[str]]]:
     """(label, sentences), the conclusion last."""
+    if endpoint.get("kind") == "worker":
+        yield from _worker(version, endpoint)
+        return
     yield "size", list(_size(endpoint))
     for source in read.sources(endpoint):
         yield _text(source.name), list(_source(source))
@@ -82,6 +88,35 @@ def paragraphs(version: Version, endpoint: Endpoint) -> Iterator[tuple[str, list
     yield "health", list(_health(endpoint))
     yield "version", list(_version(version))
     yield "conclusion", [conclusion(version, endpoint)]
+
+
+def _worker(version: Version, worker: Endpoint) -> Iterator[tuple[str, list[str]]]:
+    """As `paragraphs`: of what claims runs."""
+    yield "size", [f"It may do {_count(worker.get('slots') or 0, 'run')} at once, by its own word."]
+    for source in read.sources(worker):
+        yield _text(source.name), list(_source(source))
+    seen = seconds_of(worker.get("seen"))
+    if worker.get("via"):
+        yield "presence", [f"Known from {_text(worker['via'])}, as of {seen} ago; this gateway gives it nothing."]
+        yield "work", [f"It does {_count(worker.get('taken') or 0, 'run')}."]
+        yield "version", list(_version(version))
+        yield "conclusion", [f"It gets work where it asks: it {_text(', '.join(read.words(worker)[-1:]))}."]
+        return
+    waits = " and waits for work now" if worker.get("claiming") else ""
+    yield "presence", [f"It asks this gateway for runs{waits}; it was heard of {seen} ago."]
+    here, taken = worker.get("inflight") or 0, worker.get("taken") or 0
+    more = f", and {_plain(taken - here)} of others" if taken > here else ""
+    work = [f"It does {_count(here, 'run')} of this gateway{more}, {_plain(worker.get('heavy') or 0)} of them heavy."]
+    work.append(f"{_count(worker.get('served') or 0, 'run')} ended well, {_plain(worker.get('failed') or 0)} failed.")
+    if worker.get("turned_away"):
+        count = _count(worker["turned_away"], "claim")
+        why = f", the last because {_listed([_text(worker['refusal'])])}" if worker.get("refusal") else ""
+        work.append(f"{count} of it got nothing, whatever waited{why}.")
+    yield "work", work
+    yield "reports", list(_reports(worker))
+    yield "health", [sentence for sentence in _health(worker) if not sentence.startswith("No check")]
+    yield "version", list(_version(version))
+    yield "conclusion", [conclusion(version, worker)]
 
 
 def _size(endpoint: Endpoint) -> Iterator[str]:
@@ -258,6 +293,7 @@ _NO_HEAVY: Final = ("no heavy work", "no more heavy work")
 _LESS: Final = ("others use", "warming up", "failed lately", "breaker ramping")
 #: How a sentence has the beginning of a word of `why`; others are told as they are.
 _SENTENCES: Final = {
+    "full": "all its slots are taken",
     "unhealthy": "its health checks fail",
     "ejected": "it is ejected",
     "draining": "it was told to drain",

@@ -385,6 +385,13 @@ class Changes:
         raise KeyError(version)
 
     def _endpoints(self, url: str) -> list[Endpoint]:
+        """Endpoints of that URL, or workers of that name."""
+        return [
+            *self._gateway.balancer.workers.named(url),
+            *self._of_url(url),
+        ]
+
+    def _of_url(self, url: str) -> list[Endpoint]:
         return [
             endpoint
             for service in self._gateway.balancer.services.values()

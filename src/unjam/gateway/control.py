@@ -51,7 +51,7 @@ class Control:
         try:
             before, trouble = await self._server.changes.drain(endpoint_url, draining, who)
         except KeyError:
-            message = "No endpoint has this URL. GET /api/state lists them."
+            message = "No endpoint has this URL, and no worker that asks here has this name. GET /api/state lists them."
             raise ControlRefused("unknown_endpoint", message, 404) from None
         return {"endpoint": endpoint_url, "draining": draining, "before": before, **self._held(trouble)}
 

@@ -212,12 +212,12 @@ class Push(Request):
             self.queued += now - self.last
             self.offer(now)
             return
-        if refusal.reason is Reason.NO_ENDPOINT and self.pin is not None and not self.journal.ending:
+        own = refusal.reason is Reason.NO_ENDPOINT and self.pin is not None and not self.journal.ending
+        if own and (self.parked_until or self.keeper.parked(self, 1)):
             # Its version is out of service, which is no reason to keep others of the service waiting behind it.
-            if self.parked_until or self.keeper.parked(self, 1):
-                self.parked_until = now + PARKED
-                self.look(self.parked_until)
-                return
+            self.parked_until = now + PARKED
+            self.look(self.parked_until)
+            return
         self.reason = refusal.reason
         self.keeper.turned_away(self, refusal.retry_after)
         self.journal.release()

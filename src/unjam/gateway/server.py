@@ -135,6 +135,8 @@ class Server:
     async def _start_runs(self, config: Config) -> None:
         """Raises StoreError for a store that isn't ours; one that is away is waited for while the gateway serves."""
         self.durable = durable = Durable(self.gateway, config, self._store)
+        durable.workers.on_joined = self.changes.joined
+        durable.workers.on_left = self.changes.left
         gateway = self.gateway
         api = RunsApi(durable)
         api.add_to(gateway.paths)

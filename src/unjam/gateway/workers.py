@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -91,6 +91,9 @@ class Workers:
         #: What was said of each worker, and when: by name.
         self._told: dict[str, tuple[WorkerInfo, float]] = {}
         self._asked: dict[str, tuple[tuple[str, ...], str | None, float]] = {}
+        #: Told of each worker that comes into view here, and of each that leaves it.
+        self.on_joined: Callable[[Worker], None] = lambda worker: None
+        self.on_left: Callable[[Worker], None] = lambda worker: None
         self.name = f"gateway:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
 
     # -- claims ------------------------------------------------------------------------------------------------------
@@ -102,15 +105,18 @@ class Workers:
         services = self._durable.gateway.balancer.services
         found = []
         for name in asked.services:
+            before = self._core.seen.get((name, asked.worker))
             try:
                 worker = self._core.hear(services[name], asked.version, asked.worker, asked.slots, now, asked.running)
             except KeyError:
                 raise Refused(404, "unknown_version", "The service has no version of this name.") from None
             found.append(worker)
+            if worker is not before:
+                self.on_joined(worker)
             if asked.load is not None:
                 self._core.report(worker, LoadReport(**msgspec.structs.asdict(asked.load), source="worker"), now)
-        before = self._asked.get(asked.worker)
-        self._asked[asked.worker] = tuple(asked.services), asked.version, before[2] if before is not None else time()
+        known = self._asked.get(asked.worker)
+        self._asked[asked.worker] = tuple(asked.services), asked.version, known[2] if known is not None else time()
         return found
 
     def shares(self, asked: ClaimRun, workers: Sequence[Worker]) -> list[Share]:
@@ -179,6 +185,7 @@ class Workers:
         version = run.version if any(each.name == run.version for each in service.versions) else None
         if known is None:
             known = self._core.hear(service, version, run.worker, 1, now)
+            self.on_joined(known)
             self._asked.setdefault(run.worker, ((run.service,), version, time()))
         elif known.inflight >= known.slots:
             self._core.hear(service, known.pool.version.name, run.worker, known.inflight + 1, now)
@@ -214,6 +221,7 @@ class Workers:
             if self._grants.get(run_id) is grant:
                 self._end(run_id, outcome, monotonic())
         for worker in self._core.forget(now - self._durable.limits.lease, now):
+            self.on_left(worker)
             if not self._core.named(worker.name):
                 self._asked.pop(worker.name, None)
 

@@ -17,6 +17,7 @@ NOTE: Final = "note"
 PARTLY: Final = "partly"
 BAD: Final = "bad"
 
+_NOTES: Final = ("others use", "no report for", "asks another gateway", "asks the store itself")
 _PARTLY: Final = (
     "full",
     "draining",
@@ -38,7 +39,7 @@ def tone(word: str) -> str:
     """Of one word of `why`: `FINE`, `NOTE`, `PARTLY` or `BAD`. A word that is not known here is bad."""
     if word == "open":
         return FINE
-    if word.startswith(("others use", "no report for")) or (word.startswith("report ") and word.endswith(" old")):
+    if word.startswith(_NOTES) or (word.startswith("report ") and word.endswith(" old")):
         return NOTE
     return PARTLY if word.startswith(_PARTLY) else BAD
 
@@ -126,10 +127,11 @@ def has_load(endpoint: Mapping[str, Any]) -> bool:
 
 
 def all_endpoints(state: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
-    """(service, version, the version's entry, the endpoint's entry) of everything in a snapshot."""
+    """(service, version, the version's entry, the endpoint's entry) of everything in a snapshot, workers after the
+    endpoints of their version."""
     for service, entry in _items(state.get("services")):
         for version, released in _items(entry.get("versions")):
-            for endpoint in released.get("endpoints") or ():
+            for endpoint in (*(released.get("endpoints") or ()), *(released.get("workers") or ())):
                 if isinstance(endpoint, Mapping):
                     yield service, version, released, endpoint
 
