@@ -82,6 +82,16 @@ def test_a_slower_one_goes_back_and_one_that_is_as_slow_does_not() -> None:
     assert "p95 in the heavy lane" in made.why
 
 
+def test_a_few_milliseconds_that_little_traffic_costs_are_no_reason_to_go_back() -> None:
+    for more, state in ((0.0003, "running"), (0.009, "running"), (0.02, "rolled_back")):
+        made = fresh()
+        for _ in range(500):
+            made.times.note("v1", False, 0.0003)
+            made.times.note("v2", False, 0.0003 + more)
+        made.look(good(500), good(500), "", 60.0)
+        assert made.state == state, more
+
+
 def test_a_pause_does_not_count_as_time_held() -> None:
     made = fresh()
     made.pause(30.0)
