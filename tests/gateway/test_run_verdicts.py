@@ -1,0 +1,124 @@
+"""Verdicts on durable runs: users', agents' own and evaluators', whoever executed the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.gateway.durable import Api, runs_gateway
+from tests.gateway.harness import Agent, Call, Running, gateway, in_loop, until
+
+SERVICES = """
+services:
+  auditor:
+    match: {{path: /agents/auditor}}
+    runs: {{execute: {execute}}}
+    breaker: {{open: 1h}}
+    quality: {quality}
+    versions: {{{versions}}}
+  plain:
+    match: {{path: /agents/plain}}
+    versions: {{v1: {{endpoints: ["http://127.0.0.1:9"]}}}}
+"""
+
+
+def services(quality: str = "on", execute: str = "pull", versions: str = "", agent: Agent | None = None) -> str:
+    url = "http://127.0.0.1:9" if agent is None else agent.url
+    versions = versions or f"v1: {{endpoints: ['{url}']}}"
+    return SERVICES.format(quality=quality, execute=execute, versions=versions)
+
+
+def version(gw: Running, name: str = "v1") -> Any:
+    return next(v for v in gw.gateway.balancer.services["auditor"].versions if v.name == name)
+
+
+async def worked(api: Api, result: Any = "It is 42.", by: str | None = None) -> str:
+    """A run that a worker has completed."""
+    run = await api.create()
+    asked = {"services": ["auditor"], "worker": "w", "wait": 5, **({"version": by} if by else {})}
+    status, claim = await api.call("POST", "/v1/workers/claim", asked)
+    assert status == 200
+    await api.finish(claim, result)
+    return str(run["id"])
+
+
+async def vote(api: Api, run: str, word: str) -> tuple[int, Any]:
+    return await api.call("POST", f"/v1/runs/{run}/verdict", {"verdict": word, "reason": "of a reviewer"})
+
+
+@in_loop
+async def test_a_users_verdicts_on_pulled_runs_trip_the_version_that_had_them() -> None:
+    two = "v1: {weight: 1, endpoints: ['http://127.0.0.1:9']}, v2: {weight: 1, endpoints: ['http://127.0.0.1:9']}"
+    async with runs_gateway(services=services(versions=two)) as gw:
+        api = await Api.connect(gw)
+        runs = [await worked(api, by="v2") for _ in range(5)]
+        for n, run in enumerate(runs):
+            assert version(gw, "v2").breaker.state == "closed", n
+            taken = {"service": "auditor", "version": "v2", "verdict": "bad"}
+            assert await vote(api, run, "bad") == (202, taken)
+            assert await vote(api, run, "bad") == (200, taken)
+        assert version(gw, "v2").breaker.state == "open"
+        assert (version(gw, "v1").bad, version(gw, "v2").bad) == (0, 5)
+        assert version(gw, "v1").breaker.evidence == 0.0
+        status, _ = await vote(api, runs[0], "good")
+        assert status == 202
+        assert (version(gw, "v2").good, version(gw, "v2").bad) == (0, 5)
+
+
+@in_loop
+async def test_what_cannot_be_judged() -> None:
+    async with runs_gateway(services=services()) as gw:
+        api = await Api.connect(gw)
+        waiting = (await api.create())["id"]
+        plain = (await api.create("plain"))["id"]
+        for run, status, code in (
+            (waiting, 409, "run_not_ended"),
+            (plain, 404, "not_judged"),
+            (f"{waiting[:-1]}x", 404, "unknown_run"),
+        ):
+            answer = await vote(api, run, "bad")
+            assert (answer[0], answer[1]["error"]["code"]) == (status, code)
+        status, _ = await api.call("POST", f"/v1/runs/{waiting}/cancel")
+        assert status == 200
+        assert (await vote(api, waiting, "bad"))[1]["error"]["code"] == "not_judged"  # nobody ever had it
+
+
+@in_loop
+async def test_evaluators_look_at_the_results_of_pulled_runs() -> None:
+    quality = "{sample: 100%, evaluators: [{pattern: {never: 'made up'}}]}"
+    async with runs_gateway(services=services(quality)) as gw:
+        api = await Api.connect(gw)
+        await worked(api)
+        for _ in range(5):
+            await worked(api, {"text": "made up"})
+        stats = gw.gateway.stats.service("auditor")
+        await until(lambda: sum(stats.evaluations.values()) == 6)
+        assert stats.evaluations == {("pattern", "good"): 1, ("pattern", "bad"): 5}
+        assert version(gw).breaker.state == "open"
+        assert "what must never be there is" in version(gw).breaker.why
+
+
+@in_loop
+async def test_pushed_runs_are_judged_by_their_agent_by_users_and_by_evaluators() -> None:
+    async def ashamed(call: Call) -> None:
+        await call.answer(b"made up", headers="x-unjam-verdict: bad; made up\r\n")
+
+    async def tells(call: Call) -> None:
+        await call.start_events()
+        await call.chunk(b'event: unjam.verdict\ndata: {"verdict": "bad"}\n\nevent: result\ndata: "made up"\n\n')
+        await call.last_chunk()
+
+    for behaviour in (ashamed, tells):
+        agent = await Agent(behaviour).start()
+        quality = "{sample: 100%, evaluators: [{pattern: {never: 'made up'}}]}"
+        async with gateway(agent, config="runs: on\n" + services(quality, "push", agent=agent)) as gw:
+            api = await Api.connect(gw)
+            run = (await api.create())["id"]
+            _, ended = await api.call("GET", f"/v1/runs/{run}?wait=5")
+            assert (ended["status"], ended["result"]) == ("completed", "made up")
+            stats = gw.gateway.stats.service("auditor")
+            await until(lambda stats=stats: stats.evaluations == {("pattern", "bad"): 1})
+            await gw.settled()
+            assert stats.lane(False).outcomes["rejected_quality"] == 1
+            assert stats.verdicts == {("agent", "bad"): 1, ("evaluators", "bad"): 1}
+            assert (await vote(api, run, "bad"))[0] == 202
+            assert version(gw).bad == 2
