@@ -54,7 +54,7 @@ small{display:block;color:var(--dim);font:11.5px/1.35 system-ui,sans-serif}svg+s
 .gauge svg{width:70px;height:7px}.near{fill:var(--others)}
 .steps{display:flex;flex-wrap:wrap;gap:2px 0;list-style:none;margin:0;padding:0;font-size:12px}
 .steps li{display:flex;align-items:center;color:var(--dim)}
-.steps li::before{content:"";width:9px;height:9px;border-radius:50%;border:2px solid var(--line);margin-right:5px}
+.steps li::before{content:"";width:9px;height:9px;border-radius:50%;border:2px solid var(--dim);margin-right:5px}
 .steps li+li{margin-left:7px}
 .steps li+li::after{content:"";order:-1;width:14px;height:2px;background:var(--line);margin-right:7px}
 .steps .done::before,.steps .here::before{background:var(--fast);border-color:var(--fast)}
