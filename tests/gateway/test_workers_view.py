@@ -363,3 +363,21 @@ async def test_a_deleted_response_is_gone_at_every_gateway() -> None:
         async with asyncio.timeout(10):
             while (await two.call("GET", responses[0]))[0] != 404:
                 await asyncio.sleep(0.05)
+
+
+@in_loop
+async def test_a_drain_holds_for_a_worker_s_other_services_and_ends_when_it_leaves() -> None:
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        await claim(api)
+        before, trouble = await running.server.changes.drain("w1", True, "me")
+        assert (before, trouble) == (False, "")
+        await api.create("other")
+        assert await claim(api, service="other") is None
+        assert "draining" in workers(running, service="other")["w1"]["why"]
+        for worker in running.server.gateway.balancer.workers.seen.values():
+            worker.seen -= 60.0
+        assert running.server.durable is not None
+        await running.server.durable.workers.look()
+        await until(lambda: running.server.changes.value("drain/w1") is False)
+        assert await claim(api, service="other") is not None
