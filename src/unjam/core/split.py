@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 class Split:
     """One rule. `heavy`: the lane it is for, None for both."""
 
-    __slots__ = ("_picker", "heavy", "spec")
+    __slots__ = ("_fields", "_picker", "heavy", "spec")
 
     def __init__(self, spec: SplitSpec, salt: str) -> None:
         self.spec = spec
+        self._fields = [(name.lower().encode("ascii"), wanted) for name, wanted in spec.headers.items()]
         self.heavy = None if spec.lane is None else spec.lane == HEAVY
         self._picker: VersionPicker[Version] = VersionPicker(salt)
 
@@ -46,8 +47,8 @@ class Split:
         spec = self.spec
         if spec.tenant is not None and spec.tenant != tenant:
             return False
-        for name, wanted in spec.headers.items():
-            value = header(name.lower().encode("ascii"))
+        for name, wanted in self._fields:
+            value = header(name)
             if value is None or (wanted != "*" and value.decode("latin-1") != wanted):
                 return False
         return True

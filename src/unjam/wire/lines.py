@@ -28,6 +28,8 @@ UPGRADE: Final = 9  #: KNOWN, and the other side wants to change protocols
 HANDSHAKE: Final = 10  #: BOTH, and the client wants a WebSocket
 MEDIA: Final = 11  #: Content-Type of a response; value is (raw, whether it is text/event-stream)
 
+_COLON: Final = 0x3A
+
 #: (kind, line to forward with its CRLF, name in lower case, value as its kind says)
 Entry = tuple[int, bytes, bytes, Any]
 
@@ -217,9 +219,13 @@ _PARSERS: dict[int, Callable[[bytes], Any]] = {
 }
 
 
-def named(line: bytes, name: bytes) -> bool:
-    """Whether a checked field line has this name (lower case)."""
-    return line[: line.find(b":")].lower() == name
+def values_of(lines: list[bytes], name: bytes) -> list[bytes]:
+    """Of checked field lines with this name (lower case), in order. Nearly all others are told by where their colon
+    would be."""
+    size = len(name)
+    return [
+        value_of(line) for line in lines if len(line) > size and line[size] == _COLON and line[:size].lower() == name
+    ]
 
 
 def value_of(line: bytes) -> bytes:

@@ -18,8 +18,7 @@ from unjam.wire.lines import (
     MEDIA,
     UPGRADE,
     LineTable,
-    named,
-    value_of,
+    values_of,
     without,
 )
 from unjam.wire.scan import Scanner
@@ -91,7 +90,7 @@ class ResponseHead:
 
     def get(self, name: bytes) -> bytes | None:
         """The value of any field by lower-case name, repeated lines joined by comma. Linear in the head's size."""
-        values = [value_of(line) for line in self._lines if named(line, name)]
+        values = values_of(self._lines, name)
         return b", ".join(values) if values else None
 
     def body(self, method: str) -> Body:
