@@ -54,6 +54,7 @@ bench: setup peers
 	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.decision_cost
 	$(BIN)/python -m benchmarks.breaker
+	$(BIN)/python -m benchmarks.versions
 	$(BIN)/python -m benchmarks.proxy_cost
 	$(BIN)/python -m benchmarks.heavy_tail
 	$(BIN)/python -m benchmarks.held_streams
@@ -67,6 +68,7 @@ bench-quick: setup peers
 	@scripts/system_packages.sh redis-server
 	$(BIN)/python -m benchmarks.decision_cost --quick
 	$(BIN)/python -m benchmarks.breaker --quick
+	$(BIN)/python -m benchmarks.versions --quick
 	$(BIN)/python -m benchmarks.proxy_cost --quick
 	$(BIN)/python -m benchmarks.heavy_tail --quick
 	$(BIN)/python -m benchmarks.held_streams --quick

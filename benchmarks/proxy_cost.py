@@ -33,11 +33,15 @@ TITLES = {
 REFERENCE = "haproxy"
 
 
-def start_origin(folder: Path, rate: float, beat: bool = False, ports: int = 2) -> tuple[Process, list[int]]:
-    """Starts an origin; returns it with its ports."""
+def start_origin(
+    folder: Path, rate: float, beat: bool = False, ports: int = 2, extra: str = ""
+) -> tuple[Process, list[int]]:
+    """Starts an origin; returns it with its ports. `extra`: one more field of its answers, `name: value`."""
     log = folder / f"origin-{rate:g}.log"
     argv = [sys.executable, "-m", "benchmarks.load.origin", "--ports", str(ports), "--rate", str(rate)]
-    process = Process("origin", argv + (["--beat"] if beat else []), log, cwd=results.ROOT)
+    argv += ["--beat"] if beat else []
+    argv += ["--field", extra] if extra else []
+    process = Process("origin", argv, log, cwd=results.ROOT)
     for _ in range(100):
         process.check()
         text = log.read_text()

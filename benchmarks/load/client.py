@@ -103,8 +103,8 @@ def read_until(sock: socket.socket, mark: bytes, limit: int = 1 << 20) -> bytes:
 class JsonConnection:
     __slots__ = ("data", "make", "mark", "sent", "sock")
 
-    def __init__(self, port: int, number: int, path: str, fields: str) -> None:
-        self.make = RequestMaker(number, f"127.0.0.1:{port}", path, fields=fields).next
+    def __init__(self, port: int, number: int, path: str, fields: str, users: bool) -> None:
+        self.make = RequestMaker(number, f"127.0.0.1:{port}", path, fields=fields, users=users).next
         self.sock = connect(port)
         self.data = b""
         self.mark, self.sent = b"", 0
@@ -121,7 +121,7 @@ def run_json(given: argparse.Namespace, window: Window) -> None:
         c.sock.send(request)
 
     def add(number: int) -> None:
-        c = JsonConnection(given.port, number, given.path, given.fields)
+        c = JsonConnection(given.port, number, given.path, given.fields, given.users)
         connections[c.sock.fileno()] = c
         poll.register(c.sock.fileno(), select.EPOLLIN)
         ask(c)
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=0.5, help="seconds before measuring")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--fields", choices=("ten", "sdk"), default="ten", help="ten fields, or the SDK's seventeen")
+    parser.add_argument("--users", action="store_true", help="json: each connection is a user, by X-User-Id")
     parser.add_argument("--watch", type=int, nargs="*", default=[], help="process ids whose CPU is read")
     given = parser.parse_args()
     window = Window(given.warm, given.seconds, given.watch)

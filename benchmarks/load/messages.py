@@ -49,7 +49,9 @@ class RequestMaker:
         stream: bool = False,
         max_tokens: int = 256,
         fields: str = "ten",
+        users: bool = False,
     ) -> None:
+        """`users`: each connection is a user, by one more field."""
         self._connection = connection
         self._number = 0
         self._run = b"%08x" % int.from_bytes(os.urandom(4))
@@ -69,7 +71,8 @@ class RequestMaker:
                 % (
                     path.encode(),
                     authority.encode(),
-                    _SDK_FIELDS if fields == "sdk" else b"",
+                    (_SDK_FIELDS if fields == "sdk" else b"")
+                    + (b"X-User-Id: user-%d\r\n" % connection if users else b""),
                     connection % 4,
                     len(before) + NONCE_LENGTH + len(tail),
                 )
@@ -86,12 +89,13 @@ class RequestMaker:
 
 
 class AnswerMaker:
-    """Builds the origin's answers. The date is that of the last `refresh`."""
+    """Builds the origin's answers. The date is that of the last `refresh`. `extra`: further lines of the head."""
 
-    __slots__ = ("_after", "_before", "_number")
+    __slots__ = ("_after", "_before", "_extra", "_number")
 
-    def __init__(self) -> None:
+    def __init__(self, extra: bytes = b"") -> None:
         self._number = 0
+        self._extra = extra
         self.refresh()
 
     def refresh(self) -> None:
@@ -105,7 +109,7 @@ class AnswerMaker:
         length = len(body_before % 0) + len(body_after) - 2 + NONCE_LENGTH
         self._before = (
             b"HTTP/1.1 200 OK\r\nDate: %s\r\nServer: origin\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-            b"X-Request-Id: req_%%016x\r\n\r\n" % (formatdate(time.time(), usegmt=True).encode(), length)
+            b"%bX-Request-Id: req_%%016x\r\n\r\n" % (formatdate(time.time(), usegmt=True).encode(), length, self._extra)
         ) + body_before
         self._after = body_after
 

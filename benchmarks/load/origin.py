@@ -51,11 +51,11 @@ class Connection:
 
 
 class Origin:
-    def __init__(self, ports: int, rate: float, beat: bool) -> None:
+    def __init__(self, ports: int, rate: float, beat: bool, extra: bytes = b"") -> None:
         self.poll = select.epoll()
         self.connections: dict[int, Connection] = {}
         self.listeners: dict[int, socket.socket] = {}
-        self.answers = AnswerMaker()
+        self.answers = AnswerMaker(extra)
         self.beat = beat
         self.wheel: list[list[Connection]] = [[] for _ in range(max(1, round(1000 / rate)))]
         self.cursor = 0
@@ -235,8 +235,10 @@ def main() -> None:
     parser.add_argument("--ports", type=int, default=2, help="listening ports, one for each endpoint")
     parser.add_argument("--rate", type=float, default=40.0, help="events per second and stream")
     parser.add_argument("--beat", action="store_true", help="after the first event, send comments only")
+    parser.add_argument("--field", default="", help="one more field of JSON answers, `name: value`")
     given = parser.parse_args()
-    origin = Origin(given.ports, given.rate, given.beat)
+    extra = f"{given.field}\r\n".encode() if given.field else b""
+    origin = Origin(given.ports, given.rate, given.beat, extra)
     print(json.dumps({"ports": origin.ports}), flush=True)
     try:
         origin.run()

@@ -4,7 +4,7 @@ turn."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.common import results
 from benchmarks.common.figures import median, significant, spread
 from benchmarks.common.procs import Process, free_port, wait_until_ready
-from benchmarks.proxy_cost import client, start_origin
+from benchmarks.proxy_cost import start_origin
 
 TOP = """\
 listen: 127.0.0.1:{port}
@@ -44,8 +44,7 @@ TWO = (
     versions: {{v1: {{weight: 50, endpoints: ["{one}"]}}, v2: {{weight: 50, endpoints: ["{two}"]}}}}
 """
 )
-#: X-Request-Id differs with every request: each is a caller of its own, which is the dearest case; Authorization has
-#: four values, which is a cheap one.
+#: X-User-Id is the connection's: 32 callers. X-Request-Id differs with every request: each is a caller of its own.
 ALL = (
     TOP
     + """\
@@ -53,7 +52,7 @@ ALL = (
     split:
       - {{header: {{x-tier: premium}}, weights: {{v2: 1}}}}
       - {{lane: heavy, weights: {{v1: 1, v2: 3}}}}
-    quality: {{error_rate: 5%}}
+    quality: on
     rollout: {{version: v2, steps: [50%, 100%], hold: 10h}}
     fallback: [{{maintenance: "Soon."}}]
     versions:
@@ -62,8 +61,26 @@ ALL = (
 """
 )
 REFERENCE = "one version"
-FULL = "all of it, 4 sticky callers"
+SHARED = TWO.replace(
+    "    versions",
+    """\
+    sticky: x-user-id
+    split:
+      - {{header: {{x-tier: premium}}, weights: {{v2: 1}}}}
+      - {{lane: heavy, weights: {{v1: 1, v2: 3}}}}
+    versions""",
+)
+JUDGED = TWO.replace(
+    "    versions",
+    """\
+    quality: on
+    rollout: {{version: v2, steps: [50%, 100%], hold: 10h}}
+    versions""",
+)
+BEFORE = "two versions"
+FULL = "all of it"
 EACH_ITS_OWN = "all of it, every request a new caller"
+SAYING = "all of it, and every answer has a verdict"
 
 
 class Gateway:
@@ -73,7 +90,7 @@ class Gateway:
         self.name = name
         self.port, admin = free_port(), free_port()
         one, two = (f"http://127.0.0.1:{port}" for port in ports)
-        text = config.replace("{sticky}", "x-request-id" if name == EACH_ITS_OWN else "authorization")
+        text = config.replace("{sticky}", "x-request-id" if name == EACH_ITS_OWN else "x-user-id")
         path = folder / f"{self.port}.yaml"
         path.write_text(text.format(port=self.port, admin=admin, one=one, two=two))
         argv = [sys.executable, "-m", "unjam", "serve", "--config", str(path)]
@@ -92,28 +109,51 @@ def checkout(commit: str, folder: Path) -> Path:
     return folder / "older"
 
 
+def load(gateway: Gateway, seconds: float) -> dict[str, Any]:
+    """One round. Raises RuntimeError unless every answer was right."""
+    argv = [sys.executable, "-m", "benchmarks.load.client", "json", "--port", str(gateway.port), "--users"]
+    argv += ["--connections", "32", "--warm", "1", "--seconds", str(seconds)]
+    argv += ["--watch", *map(str, gateway.process.pids)]
+    done = subprocess.run(argv, cwd=results.ROOT, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{gateway.name}: {done.stdout}{done.stderr[-500:]}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if answer["errors"]:
+        raise RuntimeError(f"{gateway.name}: {answer['error_samples']}")
+    return answer
+
+
 def measure(rounds: int, seconds: float, beside: str) -> dict[str, Any]:
-    given = argparse.Namespace(fields="ten", connections=32, streams=0, seconds=seconds)
     made: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="unjam-bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         origin, ports = start_origin(folder, 40.0)
         stack.callback(origin.stop)
-        wanted = [(REFERENCE, ONE), ("two versions", TWO), (FULL, ALL), (EACH_ITS_OWN, ALL)]
-        gateways = [Gateway(name, config, folder, ports, results.ROOT) for name, config in wanted]
+        saying, theirs = start_origin(folder, 41.0, extra="x-unjam-verdict: good")
+        stack.callback(saying.stop)
+        gateways: list[Gateway] = []
+
+        def add(name: str, config: str, to: list[int], source: Path = results.ROOT) -> None:
+            gateways.append(Gateway(name, config, folder, to, source))
+            stack.callback(gateways[-1].process.stop)
+
         if beside:
             older = checkout(beside, folder)
-            gateways.insert(0, Gateway(f"one version, {beside}", ONE, folder, ports, older))
-        for gateway in gateways:
-            stack.callback(gateway.process.stop)
+            add(f"{REFERENCE}, {beside}", ONE, ports, older)
+            add(f"{BEFORE}, {beside}", TWO, ports, older)
+        add(REFERENCE, ONE, ports)
+        add(BEFORE, TWO, ports)
+        add("sticky and rules", SHARED, ports)
+        add("quality and rollout", JUDGED, ports)
+        add(FULL, ALL, ports)
+        add(EACH_ITS_OWN, ALL, ports)
+        add(SAYING, ALL, theirs)
         for number in range(rounds):
             print(f"  cost, round {number + 1} of {rounds}", file=sys.stderr)
             shift = number % len(gateways)
             for gateway in gateways[shift:] + gateways[:shift]:
                 gateway.process.check()
-                answer = client("json", gateway.port, gateway.process.pids, given, slow=False)
-                if answer.get("failed") or answer.get("errors"):
-                    raise RuntimeError(f"{gateway.name}: {answer.get('failed') or answer['error_samples']}")
+                answer = load(gateway, seconds)
                 made.setdefault(gateway.name, []).append(answer)
     rows = {
         name: {
@@ -121,9 +161,7 @@ def measure(rounds: int, seconds: float, beside: str) -> dict[str, Any]:
             "kernel_us": spread([each["proxy_kernel_us"] for each in runs]),
             "per_second": median([each["per_second"] for each in runs]),
             "done": sum(each["done"] for each in runs),
-            "added": spread(
-                [a["proxy_cpu_us"] - b["proxy_cpu_us"] for a, b in zip(runs, made[REFERENCE], strict=True)]
-            ),
+            "added": spread([a["proxy_cpu_us"] - b["proxy_cpu_us"] for a, b in zip(runs, made[BEFORE], strict=True)]),
         }
         for name, runs in made.items()
     }
@@ -144,5 +182,5 @@ def show(found: dict[str, Any]) -> None:
                 f"{row['done']:,}",
             ]
         )
-    columns = ["gateway", "CPU µs a request", "beside one version", "in kernel", "per s", "done"]
+    columns = ["gateway", "CPU µs a request", "beside two versions", "in kernel", "per s", "done"]
     results.table("Cost: JSON POST, 32 connections", columns, rows)
