@@ -480,9 +480,14 @@ async def test_state_of_rollouts_is_kept_and_told(shared: Shared) -> None:
     async with running(text(SHARED)) as (one, _), running(text(SHARED)) as (other, _):
         told: list[tuple[str, Any]] = []
         other.server.changes.on_rollout = lambda service, change: told.append((service, change.after))
-        assert await one.server.changes.rollout("agent", None, {"step": 1}, "w", "10 % of the calls") == ""
+        state = {"version": "v8", "state": "running", "step": 1, "held": 0.0, "before": {"v7": 90, "v8": 10}}
+        weights = {"v7": 50, "v8": 50}
+        keeping = one.server.changes.rollout("agent", None, state, "w", "half of the calls", weights)
+        assert one.gateway.balancer.services["agent"].versions[1].weight == 50  # at once, whatever the store does
+        assert await keeping == ""
         await until(lambda: told)
-        assert told == [("agent", {"step": 1})]
-        assert other.server.changes.value("rollout/agent") == {"step": 1}
-    async with running(text(SHARED)) as (again, _):
-        assert again.server.changes.value("rollout/agent") == {"step": 1}
+        assert told == [("agent", state)]
+        assert other.server.changes.value("rollout/agent") == state
+    async with running(text(SHARED)) as (again, admin):
+        assert again.server.changes.value("rollout/agent") == state
+        assert await admin.weights() == weights

@@ -226,3 +226,97 @@ async def test_other_steps_in_a_reload_go_on_from_where_it_was() -> None:
             given["text"] = config(old, new).replace("    rollout:", "    strip_prefix: false\n    #")
             assert await gw.server.reload() == []
             await until(lambda: not gw.server.rollouts.status())
+
+
+def three(old: Agent, new: Agent, rollout: str) -> str:
+    """With a version before the old one, retired but still listed."""
+    text = config(old, new, rollout)
+    return text.replace("      v7:", f"      v6: {{weight: 1, endpoints: ['{old.url}']}}\n      v7:")
+
+
+@in_loop
+async def test_a_version_that_leaves_the_file_meanwhile_takes_nothing_along() -> None:
+    from unjam.config import parse
+
+    async with fleet(broken) as (old, new):
+        rollout = "{steps: [10%, 100%], hold: 300ms, min_requests: 1000000}"
+        given = {"text": three(old, new, rollout)}
+        async with gateway(config=given["text"], reload=lambda: parse(given["text"], {})) as gw:
+            await until(lambda: gw.gateway.balancer.services["agent"].versions[2].weight == 10.0)
+            wire = await gw.connect()
+            for _ in range(30):
+                await wire.get(headers="x: y\r\n")
+            given["text"] = config(old, new, rollout)
+            assert await gw.server.reload() == []
+            async with asyncio.timeout(PATIENCE):
+                while gw.server.rollouts.status()["agent"]["state"] != "rolled_back":
+                    await wire.get()
+                    await asyncio.sleep(0)
+            v7, v8 = gw.gateway.balancer.services["agent"].versions
+            assert (v7.weight, v8.weight) == (100.0, 0.0)
+
+
+@in_loop
+async def test_who_is_compared_has_changed_and_nothing_breaks() -> None:
+    """What a version that is gone had done is no part of what the others did."""
+    from unjam.config import parse
+
+    n = 0
+
+    async def sometimes(call: Call) -> None:
+        nonlocal n
+        n += 1
+        await call.answer(b"", status=500 if n % 30 == 0 else 200)
+
+    async with fleet(sometimes) as (old, new):
+        rollout = "{steps: [50%, 100%], hold: 1s, min_requests: 1}"
+        given = {"text": three(old, new, rollout)}
+        async with gateway(config=given["text"], reload=lambda: parse(given["text"], {})) as gw:
+            await until(lambda: gw.gateway.balancer.services["agent"].versions[2].weight == 50.0)
+            wire = await gw.connect()
+            for _ in range(200):
+                await wire.get()
+            given["text"] = config(old, new, rollout)
+            assert await gw.server.reload() == []
+            row = gw.server.rollouts.status()["agent"]
+            assert (row["new"]["calls"], row["old"]["calls"]) == (0, 0)
+            async with asyncio.timeout(PATIENCE):
+                while (row := gw.server.rollouts.status()["agent"])["step"] == 0 and row["state"] == "running":
+                    await wire.get()
+
+
+@in_loop
+async def test_a_version_that_nobody_can_reach_waits_where_it_is() -> None:
+    async with fleet() as (old, new), running(config(old, new, "{steps: [10%, 100%], hold: 1h}")) as (gw, admin):
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+        port = new.port
+        await new.stop()
+        wire = await gw.connect()
+        version = gw.gateway.balancer.services["agent"].versions[1]
+        async with asyncio.timeout(PATIENCE):
+            while not version.down:
+                assert (await wire.get()).status == 200
+        await asyncio.sleep(1.2)  # two looks of the rollout
+        row = await rollout_of(admin)
+        assert (row["state"], row["share"]) == ("running", 0.1)
+        assert row["waits_for"] == "no endpoint of it is in service"
+        await new.start(port=port)
+
+
+@in_loop
+async def test_a_store_that_hangs_delays_no_rollback(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    hang = asyncio.Event()
+
+    async def put(*changes: Any) -> int:
+        await hang.wait()
+        raise AssertionError("not reached")
+
+    async with fleet(broken) as (old, new), running(config(old, new, state=SHARED)) as (gw, _):
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+        await until(lambda: not gw.server.rollouts._rollouts["agent"].busy)
+        monkeypatch.setattr(shared, "put", put)
+        wire = await gw.connect()
+        async with asyncio.timeout(PATIENCE):
+            while gw.server.rollouts.status()["agent"]["state"] != "rolled_back":
+                await wire.get()
+        assert gw.gateway.balancer.services["agent"].versions[1].weight == 0.0

@@ -47,7 +47,7 @@ class Seen(NamedTuple):
     bad: int
 
     def since(self, before: Seen) -> Seen:
-        return Seen(*(now - then for now, then in zip(self, before, strict=True)))
+        return Seen(*(max(0, now - then) for now, then in zip(self, before, strict=True)))
 
 
 class Times:
@@ -119,6 +119,11 @@ class Promotion:
         self.times = Times(self.spec.version)
         self._paused_at = None
         self._new, self._old = new, old
+
+    def recount(self, new: Seen, old: Seen) -> None:
+        """Who is compared has changed: what the step is judged on begins anew, its time goes on."""
+        self._new, self._old = new, old
+        self.times = Times(self.spec.version)
 
     def pause(self, now: float) -> None:
         """Stay at this share, and look at nothing but the breaker."""
@@ -219,7 +224,10 @@ class Promotion:
         state = saved["state"]
         if state not in ("running", "paused", "promoted", "rolled_back"):
             raise ValueError(f"{state!r} is no state of a rollout")
-        self.begin(min(int(saved["step"]), len(self.spec.steps) - 1), new, old, now, str(saved["why"]))
+        step = int(saved["step"])
+        if step < 0:
+            raise ValueError(f"there is no step {step}")
+        self.begin(min(step, len(self.spec.steps) - 1), new, old, now, str(saved["why"]))
         self.since = now - max(0.0, float(saved["held"]))
         self.state = state
         if state == "paused":

@@ -13,13 +13,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from unjam.config import Config
 from unjam.gateway.webhooks import Event, Webhooks
 from unjam.kept.base import MOST, Change, Kept, KeptError
+from unjam.kept.values import problem
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
@@ -31,6 +32,7 @@ PATIENCE: Final = 2.0
 POLL: Final = 1.0
 
 Applied = Callable[[str, Change], None]
+T = TypeVar("T")
 
 
 class Changes:
@@ -56,7 +58,7 @@ class Changes:
         self._polling = False
         self._polled = 0.0
         self._stopped = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._states: dict[Version, str] = {}
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -107,13 +109,8 @@ class Changes:
     ) -> tuple[dict[str, float], str]:
         """All between two requests, or none. Returns the weights before, and why this is not kept, empty when it is.
         Raises KeyError for an unknown service or version."""
-        found = {name: self._version(service, name) for name in weights}
-        before = {name: version.weight for name, version in found.items()}
-        changes = []
-        for name, weight in weights.items():
-            base = self._weights.get((service, name), weight)
-            key = f"weight/{service}/{name}"
-            changes.append(self._change(key, before[name], {"weight": weight, "base": base}, who, why))
+        changes = self._weighed(service, weights, who, why)
+        before = {name: self._version(service, name).weight for name in weights}
         self._set_weights(service, weights)
         return before, await self._record(*changes)
 
@@ -137,9 +134,18 @@ class Changes:
         self._drain(url, draining)
         return before, await self._record(self._change(f"drain/{url}", before, draining, who, ""))
 
-    async def rollout(self, service: str, before: Any, after: Any, who: str, why: str) -> str:
-        """Keep the state of a service's rollout. Returns why it is not kept."""
-        return await self._record(self._change(f"rollout/{service}", before, after, who, why))
+    def rollout(
+        self, service: str, before: Any, after: Any, who: str, why: str, weights: Mapping[str, float] | None = None
+    ) -> asyncio.Task[str]:
+        """The state of a service's rollout, with the weights that go with it: in force on return, and kept all
+        together or not at all by the task, whose result is why they are not kept. Raises KeyError for an unknown
+        version; nothing is changed then."""
+        changes = [self._change(f"rollout/{service}", before, after, who, why)]
+        if weights is not None:
+            changes += self._weighed(service, weights, who, f"rollout: {why}")
+            self._set_weights(service, weights)
+        self._enter(changes)
+        return self._start(self._put(changes))
 
     # -- what is known ------------------------------------------------------------------------------------------
 
@@ -250,28 +256,48 @@ class Changes:
 
     # -- keeping --------------------------------------------------------------------------------------------------
 
+    def _weighed(self, service: str, weights: Mapping[str, float], who: str, why: str) -> list[Change]:
+        """Raises KeyError."""
+        changes = []
+        for name, weight in weights.items():
+            before = self._version(service, name).weight
+            after = {"weight": weight, "base": self._weights.get((service, name), weight)}
+            changes.append(self._change(f"weight/{service}/{name}", before, after, who, why))
+        return changes
+
     def _change(self, key: str, before: Any, after: Any, who: str, why: str) -> Change:
         return Change(key=key, before=before, after=after, who=who, where=self.where, why=why[:500], at=time.time())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._stopped:
             work.close()
-            return
+        else:
+            self._start(work)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._gateway.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _write_down(self, changes: list[Change]) -> None:
         await self._record(*changes)
 
     async def _record(self, *changes: Change) -> str:
         """Keep what is in force here already, and tell of it. Returns why it is not kept, empty when it is."""
+        self._enter(changes)
+        return await self._put(changes)
+
+    def _enter(self, changes: Sequence[Change]) -> None:
+        """They are in force. From now on nothing counts that was read before; `_put` must follow."""
+        self._writing += 1
+        self._writes += 1
         for change in changes:
             self._latest[change.key] = change
             self._gateway.stats.change(change.key.partition("/")[0], "here")
             self._tell(change)
-        self._writing += 1
-        self._writes += 1
+
+    async def _put(self, changes: Sequence[Change]) -> str:
         try:
             async with asyncio.timeout(PATIENCE):
                 last = await self._kept.put(*changes)
@@ -334,6 +360,10 @@ class Changes:
         mine = self._latest.get(change.key)
         if mine is not None and (mine.n >= change.n or (not fresh and not mine.n and mine.at >= change.at)):
             return  # ours is later, or is this one; of one that could not be kept only the clock can tell
+        wrong = problem(change)
+        if wrong:
+            self._gateway.log.warning("change_refused", key=change.key, who=change.who, where=change.where, why=wrong)
+            return
         self._apply(change, fresh)
         if fresh:
             self._gateway.stats.change(change.key.partition("/")[0], "elsewhere")

@@ -32,8 +32,8 @@ UNDER_WAY: Final = ("running", "paused")
 
 
 class Rollout:
-    """Of one service. `before`: the weights when it began; `trips`: of the new version's breaker by then; `strange`:
-    since when the weights have been other than they should be."""
+    """Of one service. `before`: the weights when it began, of the versions that are there; `trips`: of the new
+    version's breaker by then; `strange`: since when the weights have been other than they should be."""
 
     __slots__ = ("before", "promotion", "recording", "strange", "trips")
 
@@ -43,7 +43,7 @@ class Rollout:
         self.trips = 0
         self.strange: float | None = None
         #: The last decision on its way to where it is kept.
-        self.recording: asyncio.Task[None] | None = None
+        self.recording: asyncio.Task[str] | None = None
 
     @property
     def busy(self) -> bool:
@@ -91,7 +91,11 @@ class Rollouts:
         for name, rollout in self._rollouts.items():
             service = self._gateway.balancer.services.get(name)
             spec = None if service is None else service.spec.rollout
-            if spec is None or service is None or spec == rollout.promotion.spec:
+            if spec is None or service is None:
+                continue
+            if rollout.before.keys() != {version.name for version in service.versions}:
+                self._regroup(service, rollout)
+            if spec == rollout.promotion.spec:
                 continue
             if spec.version != rollout.promotion.spec.version:
                 self._forget(name)  # another version's turn; taken up at the next tick
@@ -101,6 +105,12 @@ class Rollouts:
             rollout.promotion.restore(saved, *self._seen(service, spec.version), now)
             self._time(service, rollout)
         return None
+
+    def _regroup(self, service: Service, rollout: Rollout) -> None:
+        """Versions came or went."""
+        rollout.before = {each.name: rollout.before.get(each.name, each.weight) for each in service.versions}
+        rollout.promotion.recount(*self._seen(service, rollout.promotion.spec.version))
+        self._time(service, rollout)
 
     def _wanted(self, name: str) -> bool:
         service = self._gateway.balancer.services.get(name)
@@ -122,6 +132,8 @@ class Rollouts:
             and self._restored(rollout, service, kept, now)
         ):
             self._rollouts[name] = rollout
+            if rollout.before.keys() != {version.name for version in service.versions}:
+                self._regroup(service, rollout)
             return
         self._begin(name, service, spec, self._changes.where, "configured", now)
 
@@ -149,6 +161,10 @@ class Rollouts:
         if state.state not in UNDER_WAY:
             return
         version = self._version(service, state.spec.version)
+        if version.down:
+            # Nobody can reach it, which says nothing of its answers: it waits where it is.
+            rollout.trips = version.breaker.trips
+            return
         if state.state == "running" and self._moved(service, rollout, now):
             before = rollout.saved(now)
             state.pause(now)
@@ -188,19 +204,8 @@ class Rollouts:
         )
         rollout.strange = None
         weights = rollout.weights if weigh else None
-        work = self._record(name, before, rollout.saved(monotonic()), weights, who, state.why)
-        rollout.recording = self._gateway.spawn(work)
-
-    async def _record(
-        self, name: str, before: Any, after: Any, weights: dict[str, float] | None, who: str, why: str
-    ) -> None:
-        try:
-            # What it has come to first: who reads the weights of another step would take them for somebody's wish.
-            await self._changes.rollout(name, before, after, who, why)
-            if weights is not None:
-                await self._changes.set_weights(name, weights, who, f"rollout: {why}")
-        except KeyError:
-            pass  # the version went away meanwhile, and the rollout with it
+        after = rollout.saved(monotonic())
+        rollout.recording = self._changes.rollout(name, before, after, who, state.why, weights)
 
     # -- others' decisions ------------------------------------------------------------------------------------------
 
@@ -290,11 +295,16 @@ class Rollouts:
             "steps": list(state.spec.steps),
             "hold": state.spec.hold,
             "held": state.saved(now)["held"],
-            "waits_for": state.waits(new, now) if running else "",
+            "waits_for": self._waits(service, state, new, now) if running else "",
             "why": state.why,
             "new": state.of_step(new, old)[0]._asdict(),
             "old": state.of_step(new, old)[1]._asdict(),
         }
+
+    def _waits(self, service: Service, state: Promotion, new: Seen, now: float) -> str:
+        if self._version(service, state.spec.version).down:
+            return "no endpoint of it is in service"
+        return state.waits(new, now)
 
     # -- looking up -------------------------------------------------------------------------------------------------
 

@@ -397,17 +397,24 @@ class Server:
         self.reports.tick()
         self._ticks += 1
         if self._ticks % 5 == 0:
-            self.changes.tick()
-            self.rollouts.tick()
+            self._each(self.changes.tick, self.rollouts.tick)
         if self._ticks % 10 == 0:
-            self._news.tell()
-            self.members.tick()
-            self.quality.tick()
+            self._each(self._news.tell, self.members.tick, self.quality.tick, self._expire_idle)
             if self.durable is not None:
-                self.durable.tick()
-            for upstream in self._upstreams.values():
-                if upstream.idle:
-                    upstream.expire(self.gateway.now)
+                self._each(self.durable.tick)
+
+    def _each(self, *parts: Callable[[], None]) -> None:
+        """One that fails takes none of the others along."""
+        for part in parts:
+            try:
+                part()
+            except Exception:
+                self.gateway.log.exception("fault", what=f"once in a while: {part.__qualname__}")
+
+    def _expire_idle(self) -> None:
+        for upstream in self._upstreams.values():
+            if upstream.idle:
+                upstream.expire(self.gateway.now)
 
     async def drain(self) -> None:
         """Accept nothing new, let what runs finish, within the configured time."""

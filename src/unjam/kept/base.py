@@ -98,4 +98,12 @@ def is_below(key: str, wanted: str | None) -> bool:
 
 
 _encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Change).decode
+_decode = msgspec.json.Decoder(Change).decode
+
+
+def decode(data: bytes) -> Change:
+    """Raises KeptError for what none of us wrote."""
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise KeptError(f"a change that is kept there can't be read: {error}") from None
