@@ -17,6 +17,7 @@ from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.policies import POLICIES
 from unjam.core.service import Service, Version
 from unjam.core.spec import (
+    HEAVY,
     EndpointSpec,
     LanesSpec,
     Maintenance,
@@ -24,11 +25,20 @@ from unjam.core.spec import (
     RegionSpec,
     ServiceSpec,
     SessionSpec,
+    SplitSpec,
     Topology,
     VersionSpec,
     WarmUpSpec,
 )
+from unjam.core.split import applicable
 
+#: Rules in force between two reloads. Some name a version that may be gone; some are the same in two of them.
+RULES: tuple[tuple[SplitSpec, ...], ...] = (
+    (),
+    (SplitSpec({"v2": 1.0}, tenant="a"),),
+    (SplitSpec({"v2": 1.0}, tenant="a"), SplitSpec({"v1": 1.0, "v2": 2.0}, lane=HEAVY)),
+    (SplitSpec({"v1": 1.0, "v2": 1.0}, tenant="a"), SplitSpec({"v2": 1.0})),
+)
 PATHS = ("/hello", "/chat", "/audit", "/mixed")
 
 
@@ -50,8 +60,18 @@ class Machine(RuleBasedStateMachine):
         regions=st.booleans(),
         share=st.sampled_from([0.5, 0.75, 1.0]),
         sized=st.booleans(),
+        rules=st.sampled_from(RULES),
     )
-    def build(self, sizes: list[int], seed: int, session: bool, regions: bool, share: float, sized: bool) -> None:
+    def build(
+        self,
+        sizes: list[int],
+        seed: int,
+        session: bool,
+        regions: bool,
+        share: float,
+        sized: bool,
+        rules: tuple[SplitSpec, ...],
+    ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.session, self.regions, self.share, self.sized = session, regions, share, sized
@@ -60,9 +80,9 @@ class Machine(RuleBasedStateMachine):
         self.running: list[Lease] = []
         self.waiting: dict[Request, Ticket] = {}
         self.offered = self.refused = self.cancelled = self.ended = 0
-        self.apply_topology(sizes)
+        self.apply_topology(sizes, rules)
 
-    def apply_topology(self, sizes: list[int]) -> None:
+    def apply_topology(self, sizes: list[int], rules: tuple[SplitSpec, ...] = (), both: bool = True) -> None:
         fleet = tuple(
             EndpointSpec(
                 f"http://e{i}",
@@ -80,10 +100,13 @@ class Machine(RuleBasedStateMachine):
             "queue": QueueSpec(max=12, timeout=20.0, tenant_share=0.5),
             "warm_up": WarmUpSpec(window=5.0),
             "policy": self.policy,
+            "split": rules,
         }
         if self.session:
             rest["session"] = SessionSpec(header="x", ttl=60.0)
         versions = (VersionSpec("v1", fleet, 3.0), VersionSpec("v2", (EndpointSpec("http://f", slots=2),), 1.0))
+        if not both:
+            versions = versions[:1]
         topology = Topology(
             {
                 "main": ServiceSpec("main", versions, fallback=("basic", Maintenance("soon")), **rest),
@@ -137,8 +160,12 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         deadline = None if patience is None else self.now + patience
         request = Request(self.balancer.services["main"], path, self.now, tenant, key, tokens=tokens, deadline=deadline)
+        request.splits = applicable(request.service.splits, lambda name: None, tenant)
         if tried:
             request.tried = tuple(self.endpoints[:tried])
+        self.decide(request)
+
+    def decide(self, request: Request) -> None:
         self.offered += 1
         decision = self.balancer.offer(request, self.now)
         if isinstance(decision, Ticket):
@@ -163,6 +190,17 @@ class Machine(RuleBasedStateMachine):
         if risks != [ticket.bucket.risk for ticket in self.waiting.values()]:
             # What was learnt here may make room for what waits for the other version, which the next tick sees.
             self.take(self.balancer.tick(self.now))
+
+    @precondition(lambda self: self.running)
+    @rule(at=st.integers(0, 50))
+    def try_again(self, at: int) -> None:
+        """Its endpoint can't be reached: the same request comes again, with the rules of its first try."""
+        lease = self.running.pop(at % len(self.running))
+        self.ended += 1
+        self.take(self.balancer.finish(lease, Outcome.SERVER_ERROR, self.now, connect_failed=True))
+        self.take(self.balancer.tick(self.now))
+        lease.request.tried = (*lease.request.tried, lease.endpoint)
+        self.decide(lease.request)
 
     @precondition(lambda self: self.waiting)
     @rule(at=st.integers(0, 50))
@@ -257,17 +295,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(version=st.sampled_from(["v1", "v2"]), weight=st.sampled_from([0.0, 1.0, 9.0]))
     def weigh(self, version: str, weight: float) -> None:
+        if version not in {v.name for v in self.balancer.services["main"].versions}:
+            return
         self.take(self.balancer.set_weight("main", version, weight, self.now))
         self.take(self.balancer.tick(self.now))
 
     @rule(version=st.sampled_from(["v1", "v2"]), trip=st.booleans())
     def breaker(self, version: str, trip: bool) -> None:
+        if version not in {v.name for v in self.balancer.services["main"].versions}:
+            return
         (self.balancer.trip if trip else self.balancer.reset)("main", version, self.now)
         self.take(self.balancer.tick(self.now))
 
-    @rule(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5))
-    def reload(self, sizes: list[int]) -> None:
-        self.apply_topology(sizes)
+    @rule(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), rules=st.sampled_from(RULES), both=st.booleans())
+    def reload(self, sizes: list[int], rules: tuple[SplitSpec, ...], both: bool) -> None:
+        self.apply_topology(sizes, rules, both)
 
     @invariant()
     def requests_are_conserved(self) -> None:
@@ -308,6 +350,7 @@ class Machine(RuleBasedStateMachine):
             assert s.waiting.count == len(here) <= s.spec.queue.max
             assert sum(s.waiting.tenants.values()) == len(here)
             assert sum(len(version.queue) for version in s.versions) == len(here)
+            assert all(ticket.version in s.versions for ticket in here)
 
     @invariant()
     def nothing_waits_beside_a_free_slot_that_fits(self) -> None:

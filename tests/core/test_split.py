@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from unjam.core.model import Lease, Outcome
+from unjam.core.balancer import Balancer
+from unjam.core.model import Lease, Outcome, Refusal, Ticket
 from unjam.core.service import Service
 from unjam.core.spec import (
     HEAVY,
@@ -19,7 +20,7 @@ from unjam.core.spec import (
 )
 from unjam.core.split import applicable
 
-from .made import OK, balancer, lease, request, service, teach, ticket, topology
+from .made import OK, balancer, lease, refusal, request, service, teach, ticket, topology
 
 PREMIUM = SplitSpec({"dear": 1.0}, headers={"X-Tier": "premium"})
 HEAVIES = SplitSpec({"cheap": 1.0, "dear": 3.0}, lane=HEAVY)
@@ -109,6 +110,71 @@ def test_a_reload_changes_the_rules() -> None:
     assert lease(made.offer(asked(s, x_tier="premium"), 1.0)).version.name == "dear"
     made.apply(topology(service(versions=versions())), 2.0)
     assert s.splits == ()
+
+
+def stranded(fallback: tuple[Maintenance, ...] = ()) -> tuple[Balancer, Service, Lease, Ticket]:
+    """A rule's version is full, one more waits for it; then a reload takes both the rule and the version away."""
+    cheap, dear = versions(slots=1)
+    rule = SplitSpec({"dear": 1.0}, tenant="t")
+    rest = {"queue": QueueSpec(timeout=5.0), "fallback": fallback}
+    made = balancer(service(versions=(cheap, dear), split=(rule,), **rest))
+    s = made.services["s"]
+    running = lease(made.offer(asked(s, tenant="t"), 0.0))
+    waiting = ticket(made.offer(asked(s, tenant="t"), 0.0))
+    made.apply(topology(service(versions=(cheap,), **rest)), 1.0)
+    return made, s, running, waiting
+
+
+def test_what_waits_under_a_rule_goes_elsewhere_when_a_reload_removes_the_rule_and_its_version() -> None:
+    made, s, running, waiting = stranded()
+    (started,) = made.tick(1.1)
+    assert isinstance(started, Lease)
+    assert (started.version.name, started.request) == ("cheap", waiting.request)
+    assert made.finish(running, OK, 2.0) == ()
+    assert (s.waiting.count, s.parting, waiting.live) == (0, [], False)
+
+
+def test_another_try_under_a_rule_that_a_reload_removed_goes_to_what_is_left() -> None:
+    made, s, running, _ = stranded()
+    made.tick(1.1)
+    made.finish(running, Outcome.SERVER_ERROR, 2.0, connect_failed=True)
+    running.request.tried = (running.endpoint,)
+    again = made.offer(running.request, 2.0)
+    assert ticket(again).version.name == "cheap"
+    (expired,) = made.tick(7.0)
+    assert refusal(expired).request is running.request
+    assert s.waiting.count == 0
+
+
+def test_what_got_into_the_queue_of_a_version_that_is_gone_ends_all_the_same() -> None:
+    """Whatever brought it there: it is moved on, or refused when its time is up."""
+    for at, outcome in ((1.2, Lease), (9.0, Refusal)):
+        made, s, _, waiting = stranded()
+        (gone,) = s.parting
+        gone.evict = False
+        (decided,) = made.tick(at)
+        assert isinstance(decided, outcome)
+        assert decided.request is waiting.request
+        assert (s.waiting.count, s.parting) == (0, [])
+
+
+def test_a_rule_that_a_reload_leaves_as_it_was_still_holds_for_what_waits() -> None:
+    cheap, dear = versions(slots=1)
+    rule = SplitSpec({"dear": 1.0}, tenant="t")
+    made = balancer(service(versions=(cheap, dear), split=(rule,)))
+    s = made.services["s"]
+    running = lease(made.offer(asked(s, tenant="t"), 0.0))
+    waiting = ticket(made.offer(asked(s, tenant="t"), 0.0))
+    made.apply(topology(service(versions=(cheap, dear), split=(PREMIUM, SplitSpec({"dear": 1.0}, tenant="t")))), 1.0)
+    made.trip("s", "dear", 1.0)
+    (moved,) = made.tick(1.1)
+    assert isinstance(moved, Lease)
+    assert (moved.version.name, moved.request) == ("cheap", waiting.request)
+    made.reset("s", "dear", 2.0)
+    made.finish(running, OK, 2.0)
+    made.finish(moved, Outcome.SERVER_ERROR, 2.0, connect_failed=True)
+    waiting.request.tried = (moved.endpoint,)
+    assert lease(made.offer(waiting.request, 2.0)).version.name == "dear"
 
 
 def full(after: float, slots: int = 2) -> tuple[object, Service, list[Lease]]:

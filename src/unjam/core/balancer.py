@@ -209,11 +209,13 @@ class Balancer(Operations):
                     version.breaker.note(version.good_calls)
                 if version.share != 1.0 and version.share != version.breaker.share(now):
                     service.reweigh(now)
+            for version in (*service.parting, *service.versions):
                 for ticket in version.queue.expired(now):
                     decided.append(self._expire(ticket, now))
         for service in self.services.values():
             for version in (*service.parting, *service.versions):
-                if version.evict:
+                # Nothing may ever stay with a version that is gone, however it got there.
+                if version.evict or version.removed:
                     version.evict = False
                     self._evict(version, decided, now)
             service.parting = [version for version in service.parting if version.queue]

@@ -13,7 +13,7 @@ from unjam.core.model import Lease, Outcome, Reason
 from unjam.core.retry import RetryBudget
 from unjam.core.rollout import Candidate, VersionPicker
 from unjam.core.sizing import Need
-from unjam.core.split import Split
+from unjam.core.split import Split, renewed
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
@@ -223,7 +223,7 @@ class Service:
 
     def split_up(self) -> None:
         """Take the rules of the specification; `reweigh` gives them their weights."""
-        self.splits = tuple(Split(rule, self.name) for rule in self.spec.split)
+        self.splits = renewed(self.spec.split, self.splits, self.name)
 
     @property
     def live(self) -> int:

@@ -62,9 +62,24 @@ def applicable(splits: Sequence[Split], header: Callable[[bytes], bytes | None],
     return tuple(split for split in splits if split.holds(header, tenant))
 
 
-def first(splits: Sequence[Split], heavy: bool) -> Split | None:
-    """The rule for this lane."""
+def first(splits: Sequence[Split], heavy: bool, current: Container[Split]) -> Split | None:
+    """The rule for this lane. `current`: the rules in force; a request that waits or is tried again may have come under
+    others, which nobody tells of breakers and versions any more."""
     for split in splits:
-        if split.heavy is None or split.heavy == heavy:
+        if (split.heavy is None or split.heavy == heavy) and split in current:
             return split
     return None
+
+
+def renewed(specs: Iterable[SplitSpec], before: Iterable[Split], salt: str) -> tuple[Split, ...]:
+    """Rules for a new configuration. Those that it has unchanged stay as they are, and hold for what waits too."""
+    left = list(before)
+    rules = []
+    for spec in specs:
+        kept = next((split for split in left if split.spec == spec), None)
+        if kept is None:
+            kept = Split(spec, salt)
+        else:
+            left.remove(kept)
+        rules.append(kept)
+    return tuple(rules)

@@ -32,16 +32,16 @@ def target(request: Request, heavy: bool | None, now: float) -> Version | None:
         elif service.spec.sticky == "tenant":
             sticky = request.tenant or None
     if request.splits and heavy is not None:
-        rule = first(request.splits, heavy)
+        rule = first(request.splits, heavy, service.splits)
         version = None if rule is None else rule.pick(sticky, _exhausted(service, request))
-        if version is not None:
+        if version is not None and not version.removed:
             return version
     desperate = None
     for candidate in (service, *service.chain):
         version = candidate.sole
         if version is None or request.tried:
             version = candidate.picker.pick(sticky, _exhausted(candidate, request))
-        if version is None:
+        if version is None or version.removed:
             continue
         if version.healthy or candidate is service:
             return version
