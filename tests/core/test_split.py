@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from unjam.core.balancer import Balancer
 from unjam.core.model import Lease, Outcome, Refusal, Ticket
 from unjam.core.service import Service
@@ -238,3 +240,24 @@ def test_a_message_at_the_end_of_the_chain_does_not_stand_in_the_way_of_the_rule
     made = balancer(service(versions=versions(), split=(PREMIUM,), fallback=(Maintenance("later"),)))
     s = made.services["s"]
     assert lease(made.offer(asked(s, x_tier="premium"), 0.0)).version.name == "dear"
+
+
+@pytest.mark.parametrize("after", [0.0, 2.0])
+def test_work_pinned_to_a_version_waits_for_it_and_does_not_spill(after: float) -> None:
+    made, s, running = full(after)
+    pinned = request(s, now=0.5)
+    pinned.pin = "cheap"
+    waiting = ticket(made.offer_pinned(pinned, 0.5))  # type: ignore[attr-defined]
+    other = made.offer(request(s, now=0.5), 0.5)  # type: ignore[attr-defined]
+    spilled = made.tick(3.0)  # type: ignore[attr-defined]
+    assert [each.version.name for each in spilled or [other]] == ["dear"]
+    assert waiting.live
+    (started,) = made.finish(running[0], OK, 4.0)  # type: ignore[attr-defined]
+    assert (started.version.name, started.request) == ("cheap", pinned)
+
+
+def test_a_pin_to_a_version_that_is_gone_keeps_nothing_from_spilling() -> None:
+    made, s, _ = full(0.0)
+    pinned = request(s)
+    pinned.pin = "older"
+    assert lease(made.offer_pinned(pinned, 0.0)).version.name == "dear"  # type: ignore[attr-defined]

@@ -257,7 +257,7 @@ class Balancer(Operations):
             endpoint = self._choose(version, request, heavy, bucket, now)
             if endpoint is not None:
                 return self._start(version, endpoint, request, bucket, heavy, now)
-        if version.overflow is not None and not version.overflow.after:
+        if version.overflow is not None and not version.overflow.after and request.pin != version.name:
             other = overflow.target(version)
             endpoint = None if other is None else self._choose(other, request, heavy, bucket, now)
             if other is not None and endpoint is not None:

@@ -26,11 +26,13 @@ def target(version: Version) -> Version | None:
 
 
 def overdue(version: Version, now: float) -> Iterator[Ticket]:
-    """Tickets that have waited for as long as the version's overflow says, by arrival."""
+    """Tickets that have waited for as long as the version's overflow says, by arrival; not those of requests that are
+    pinned to the version."""
     spec = version.overflow
     if spec is None:
         return
     for ticket in version.queue.tickets():
         if ticket.request.arrived + spec.after > now:
             return
-        yield ticket
+        if ticket.request.pin != version.name:
+            yield ticket
