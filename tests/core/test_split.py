@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from unjam.core.balancer import Balancer
-from unjam.core.model import Lease, Outcome, Refusal, Ticket
+from unjam.core.model import Lease, Outcome, Reason, Refusal, Ticket
 from unjam.core.service import Service
 from unjam.core.spec import (
     HEAVY,
@@ -17,6 +17,7 @@ from unjam.core.spec import (
     Maintenance,
     OverflowSpec,
     QueueSpec,
+    RegionSpec,
     SplitSpec,
     VersionSpec,
 )
@@ -261,3 +262,31 @@ def test_a_pin_to_a_version_that_is_gone_keeps_nothing_from_spilling() -> None:
     pinned = request(s)
     pinned.pin = "older"
     assert lease(made.offer_pinned(pinned, 0.0)).version.name == "dear"  # type: ignore[attr-defined]
+
+
+def spilling_into_a_quota(own: str | None = None) -> tuple[Balancer, Service]:
+    """The dear version may start one request a minute; the cheap one has a single slot, in the region `own`."""
+    cheap = VersionSpec("cheap", (EndpointSpec("http://c", slots=1, region=own),), 1.0, OverflowSpec("dear", 0.0))
+    dear = VersionSpec("dear", (EndpointSpec("http://d", slots=5, region="small"),), 0.0)
+    regions = [RegionSpec(name, requests_per_minute=1.0, burst=60.0) for name in ("small", "own")]
+    made = balancer(service(versions=(cheap, dear), queue=QueueSpec(timeout=10.0)), regions=regions)
+    return made, made.services["s"]
+
+
+def test_what_the_others_quota_has_no_room_for_waits_for_its_own_version() -> None:
+    made, s = spilling_into_a_quota()
+    first = lease(made.offer(request(s), 0.0))
+    assert lease(made.offer(request(s), 0.0)).version.name == "dear"
+    waiting = ticket(made.offer(request(s), 0.0))
+    (started,) = made.finish(first, OK, 1.0)
+    assert (started.version.name, started.request) == ("cheap", waiting.request)
+
+
+def test_what_its_own_quota_has_no_room_for_in_time_is_still_refused() -> None:
+    made, s = spilling_into_a_quota("own")
+    made.finish(lease(made.offer(request(s), 0.0)), OK, 0.0)
+    made.trip("s", "dear", 0.0)
+    assert refusal(made.offer(request(s), 0.0)).reason is Reason.QUOTA
+    made.reset("s", "dear", 0.0)
+    assert lease(made.offer(request(s), 0.0)).version.name == "dear"
+    assert refusal(made.offer(request(s), 0.0)).reason is Reason.QUOTA

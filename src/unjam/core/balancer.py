@@ -258,11 +258,14 @@ class Balancer(Operations):
             if endpoint is not None:
                 return self._start(version, endpoint, request, bucket, heavy, now)
         if version.overflow is not None and not version.overflow.after and request.pin != version.name:
+            own_wait = self._quota_wait
             other = overflow.target(version)
             endpoint = None if other is None else self._choose(other, request, heavy, bucket, now)
             if other is not None and endpoint is not None:
                 version.overflowed += 1
                 return self._start(other, endpoint, request, bucket, heavy, now)
+            # It waits for its own version: what the other's quota lacks doesn't matter.
+            self._quota_wait = own_wait
         return self._wait(version, request, bucket, heavy, now)
 
     def _choose(self, version: Version, request: Request, heavy: bool, bucket: Bucket, now: float) -> Endpoint | None:
