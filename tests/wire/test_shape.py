@@ -62,6 +62,25 @@ def test_alike_heads_are_the_same_object_brought_up_to_date() -> None:
     assert said(again) == alone(alike(5))
 
 
+def test_fields_that_were_asked_for_are_those_of_the_latest_head() -> None:
+    def user(number: int, *more: bytes) -> bytes:
+        return head(b"X-User-Id: %d" % number, *more, b"Content-Length: 1")
+
+    reader = row(user(1), user(2))
+    first = reader.feed(user(3))
+    assert first is not None
+    assert (first.get(b"x-user-id"), first.get(b"x-tier")) == (b"3", None)
+    again = reader.feed(user(4))
+    assert again is first
+    assert (again.get(b"x-user-id"), again.get(b"x-tier")) == (b"4", None)
+    for more in ((b"X-Tier: premium",), (b"X-User-Id: 6", b"x-tier: premium")):
+        other = reader.feed(user(5, *more))
+        assert other is not None
+        assert other.get(b"x-tier") == b"premium"
+        assert other.get(b"x-user-id") == b", ".join([b"5", *([b"6"] if len(more) == 2 else [])])
+    assert again.get(b"x-user-id") == b"4"
+
+
 @pytest.mark.parametrize(
     "odd",
     [

@@ -219,13 +219,17 @@ _PARSERS: dict[int, Callable[[bytes], Any]] = {
 }
 
 
-def values_of(lines: list[bytes], name: bytes) -> list[bytes]:
-    """Of checked field lines with this name (lower case), in order. Nearly all others are told by where their colon
-    would be."""
+def places_of(lines: list[bytes], name: bytes) -> tuple[int, ...]:
+    """Which of the checked field lines have this name (lower case), in order. Nearly all others are told by where their
+    colon would be."""
     size = len(name)
-    return [
-        value_of(line) for line in lines if len(line) > size and line[size] == _COLON and line[:size].lower() == name
-    ]
+    return tuple(
+        [
+            place
+            for place, line in enumerate(lines)
+            if len(line) > size and line[size] == _COLON and line[:size].lower() == name
+        ]
+    )
 
 
 def value_of(line: bytes) -> bytes:

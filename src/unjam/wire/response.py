@@ -18,7 +18,8 @@ from unjam.wire.lines import (
     MEDIA,
     UPGRADE,
     LineTable,
-    values_of,
+    places_of,
+    value_of,
     without,
 )
 from unjam.wire.scan import Scanner
@@ -90,7 +91,7 @@ class ResponseHead:
 
     def get(self, name: bytes) -> bytes | None:
         """The value of any field by lower-case name, repeated lines joined by comma. Linear in the head's size."""
-        values = values_of(self._lines, name)
+        values = [value_of(self._lines[place]) for place in places_of(self._lines, name)]
         return b", ".join(values) if values else None
 
     def body(self, method: str) -> Body:
