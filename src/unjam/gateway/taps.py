@@ -29,8 +29,8 @@ class Watch(Protocol):
 
 
 class Tap:
-    """`tail`: the end of the answer, None when nobody asks for usage. `pieces`: its bytes as far as they were wanted;
-    `whole`: none is missing. `watch`: who is told of its end, and `wanted` so many bytes. `head`: of the answer."""
+    """`tail`: the end of the answer, None when nobody asks for usage. `pieces`: its bytes, if no more than were wanted,
+    which `whole` tells. `watch`: who is told of its end, and `wanted` so many bytes. `head`: of the answer."""
 
     __slots__ = ("_left", "head", "pieces", "tail", "wanted", "watch", "whole")
 
@@ -53,6 +53,7 @@ class Tap:
         else:
             self._left = 0
             self.whole = False
+            self.pieces.clear()
 
 
 class Ends(Tap):
