@@ -152,6 +152,25 @@ async def test_what_is_no_answer_is_a_failure(said: bytes) -> None:
 
 
 @in_loop
+async def test_a_name_that_cannot_be_looked_up_fails_its_events_and_no_others() -> None:
+    hook = Webhook(url="http://fine.example/").model_copy(update={"url": "http://hooks..example/"})
+    with structlog.testing.capture_logs() as logs:
+        webhooks, stats = sender(hook)
+        webhooks.tell(event(why="first"))
+        webhooks.tell(event(why="second"))
+        await until(lambda: stats.webhooks.get("failed") == 2)
+    assert stats.webhooks_waiting == 0
+    assert [line["why"].startswith("not a host's name") for line in logs] == [True, True]
+    await webhooks.stop()
+
+
+@pytest.mark.parametrize("host", ["hooks..example", "a" * 64 + ".example"])
+def test_such_a_name_is_not_taken_from_a_configuration(host: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL"):
+        Webhook(url=f"https://{host}/x")
+
+
+@in_loop
 async def test_an_interim_answer_and_an_endless_body_are_no_trouble() -> None:
     async def behaviour(call: Call) -> None:
         await call.write(b"HTTP/1.1 100 Continue\r\nx: y\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")

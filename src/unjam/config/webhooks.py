@@ -26,6 +26,7 @@ def hook_url(value: object, such_as: str) -> str:
     try:
         parts = urlsplit(plain)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # as it will be when it is looked up; Unicode's errors are ValueErrors
     except ValueError:
         raise BadValue("is not a URL", fix) from None
     if parts.scheme not in ("http", "https") or not host:

@@ -154,6 +154,8 @@ class _Receiver:
                 why = f"no answer in {TIMEOUT:g} s"
             except (OSError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
                 why = str(error) or type(error).__name__
+            except ValueError as error:
+                return f"not a host's name: {error}"  # IDNA has its own idea of names
             else:
                 if 200 <= status < 300:
                     return ""
