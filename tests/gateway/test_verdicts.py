@@ -107,6 +107,17 @@ async def test_thumbs_down_trip_the_version_although_every_answer_was_200() -> N
 
 
 @in_loop
+async def test_other_paths_that_begin_like_a_verdicts_are_the_agents() -> None:
+    agent = await Agent(fine).start()
+    async with gateway(agent, config=config("on", ("v", 1, agent))) as gw:
+        wire = await gw.connect()
+        for path in ("/v1/requests", "/v1/requests/", "/v1/requests/17", "/v1/requests/17/verdicts", "/v1/requests//x"):
+            assert (await wire.get(path)).body == b"The answer is 42.", path
+        assert (await wire.get("/v1/requests/17/verdict")).status == 405
+        assert len(agent.requests) == 5
+
+
+@in_loop
 async def test_good_verdicts_are_counted_and_change_nothing_else() -> None:
     agent = await Agent(fine).start()
     async with gateway(agent, config=config("on", ("v", 1, agent))) as gw:

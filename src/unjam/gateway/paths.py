@@ -1,6 +1,7 @@
 """Which paths the gateway answers itself, and how: looked at only for requests of a kind not met before.
 
-A path belongs to the gateway by its second segment (`/v1/runs/…`); everything else below `/v1/` is the services'.
+A path belongs to the gateway by its second segment (`/v1/runs/…`), or alone (`/v1/requests/*/verdict`); everything else
+below `/v1/` is the services'.
 """
 
 from __future__ import annotations
@@ -41,12 +42,23 @@ class Paths:
         #: Those of them that find out by themselves who calls, if the head doesn't say.
         self.asking: set[str] = set()
         self._nouns: set[str] = set()
+        self._alone = False
 
     def add(
-        self, method: str, path: str, handler: Handler, most: Callable[[], int] = lambda: SMALL, worker: bool = False
+        self,
+        method: str,
+        path: str,
+        handler: Handler,
+        most: Callable[[], int] = lambda: SMALL,
+        worker: bool = False,
+        alone: bool = False,
     ) -> None:
-        """`path`: below `/v1/`; its third segment may be `*`: any."""
-        self._nouns.add(path.split("/")[2])
+        """`path`: below `/v1/`; its third segment may be `*`: any. `alone`: others that begin like it are the
+        services'."""
+        if alone:
+            self._alone = True
+        else:
+            self._nouns.add(path.split("/")[2])
         self._local.setdefault(path, {})[method] = Local(handler, most, worker)
 
     def take(self, path: str, taker: Taker, asks: bool = False) -> None:
@@ -59,7 +71,9 @@ class Paths:
 
     def owns(self, path: str) -> bool:
         """Whether the gateway answers this path itself."""
-        return path.startswith("/v1/") and path[4:].partition("/")[0] in self._nouns
+        if not path.startswith("/v1/"):
+            return False
+        return path[4:].partition("/")[0] in self._nouns or (self._alone and bool(self._find(path)))
 
     def begin(
         self, client: ClientConnection, head: RequestHead, request_id: bytes, now: float, caller: Tenant | None

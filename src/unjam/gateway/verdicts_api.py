@@ -30,7 +30,7 @@ class VerdictsApi:
         self._runs = runs
 
     def add_to(self, paths: Paths) -> None:
-        paths.add("POST", "/v1/requests/*/verdict", self.on_request)
+        paths.add("POST", "/v1/requests/*/verdict", self.on_request, alone=True)
         if self._runs is not None:
             paths.add("POST", "/v1/runs/*/verdict", self.on_run)
 
