@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway.harness import in_loop, until
 from unjam.evaluate import Record
-from unjam.evaluate.child import Child, Spec
+from unjam.evaluate.child import ENVIRONMENT, ENVIRONMENT_BEGINS, Child, Spec
 from unjam.evaluate.frames import Said
 
 FUNCTIONS = """
@@ -37,6 +37,9 @@ def leaves(record):
 
 def returns_nothing(record):
     pass
+
+def environment(record):
+    return True, " ".join(sorted(os.environ))
 """
 
 
@@ -88,6 +91,18 @@ async def test_whatever_one_does_the_next_is_judged() -> None:
         assert await child.judge(record(), good, 5.0) == Said("good")
     assert child.starts == 4
     await child.close()
+
+
+@in_loop
+async def test_it_sees_of_the_environment_what_it_needs_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK_SECRET", "not for evaluators")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    child = Child()
+    names = set((await child.judge(record(), function("them:environment"), 5.0)).reason.split())
+    await child.close()
+    assert names >= {"PATH", "LC_ALL", "PYTHONHASHSEED"}
+    assert names <= {name for name in names if name in ENVIRONMENT or name.startswith(ENVIRONMENT_BEGINS)}
 
 
 @in_loop

@@ -28,6 +28,11 @@ LIVED: Final = 30.0
 
 TIMEOUT: Final = "timeout"
 
+#: What of the gateway's environment it is given, by name, and by how the name begins: to be found and to run. Nothing
+#: else, as the gateway's secrets are in there too.
+ENVIRONMENT: Final = frozenset({"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", "LD_LIBRARY_PATH"})
+ENVIRONMENT_BEGINS: Final = ("LC_", "PYTHON")
+
 
 class Spec(msgspec.Struct, eq=False, frozen=True):
     """One evaluator of one service. `kind`: of `checks.CHECKS`, or python."""
@@ -144,7 +149,11 @@ class Child:
         try:
             # A session of its own: signals of a terminal are the gateway's, and what it starts ends with it.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "unjam.evaluate", stdin=theirs.fileno(), stdout=2, start_new_session=True
+                *(sys.executable, "-m", "unjam.evaluate"),
+                stdin=theirs.fileno(),
+                stdout=2,
+                start_new_session=True,
+                env=_environment(),
             )
             self._line = await asyncio.open_connection(sock=ours)
         except BaseException:
@@ -169,6 +178,12 @@ class Child:
         if line is not None:
             line[1].transport.abort()
         return "" if process is None else await asyncio.shield(_reaped(process))
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith(ENVIRONMENT_BEGINS)
+    }
 
 
 async def _reaped(process: Process) -> str:
