@@ -9,7 +9,7 @@ import openai
 import pytest
 import websockets
 
-from tests.gateway.harness import Agent, Call, Running, gateway, in_loop
+from tests.gateway.harness import Agent, Call, Running, gateway, in_loop, until
 
 MESSAGE = "We are improving this agent. Please try again soon."
 
@@ -103,6 +103,82 @@ async def test_with_status_200_openais_sdk_reads_it_as_the_assistants_words() ->
         async for chunk in await client.chat.completions.create(**asked, stream=True):  # type: ignore[call-overload]
             said.append(chunk.choices[0].delta.content or "")
         assert "".join(said) == MESSAGE
+
+
+async def known_down(gw: Running) -> None:
+    """From now on requests are refused by their head alone."""
+    wire = await gw.connect()
+    service = gw.gateway.balancer.services["main"]
+    while service.versions[0].breaker.closed:
+        await wire.get()
+
+
+@in_loop
+async def test_streams_are_told_in_chunks_however_late_the_body_comes() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent, ", status: 200", "    dialect: openai\n")) as gw, sdk(gw) as client:
+        await known_down(gw)
+        for length in (2, 80_000):
+            said = []
+            asked = {"model": "m-1", "messages": [{"role": "user", "content": "x" * length}]}
+            async for chunk in await client.chat.completions.create(**asked, stream=True):  # type: ignore[call-overload]
+                said.append(chunk.choices[0].delta.content or "")
+            assert "".join(said) == MESSAGE
+        wire = await gw.connect()
+        body = b'{"model": "m-2", "stream": true}'
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        for framing, pieces in (
+            (f"Content-Length: {len(body)}\r\n", [body[:5], body[5:]]),
+            ("Transfer-Encoding: chunked\r\n", [b"%x\r\n%b\r\n" % (len(body), body), b"0\r\n\r\n"]),
+            (f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n", [body]),
+        ):
+            await wire.send(f"{head}{framing}\r\n".encode())
+            await until(lambda: any(c.exchange and c.exchange.state_name == "refusing" for c in gw.gateway.clients))
+            for piece in pieces:
+                await wire.send(piece)
+            answer = await wire.answer("POST")
+            assert (answer.header("content-type"), b"m-2" in answer.body) == ("text/event-stream", True), framing
+        await gw.settled()
+
+
+@in_loop
+async def test_a_body_that_is_too_long_to_look_at_or_never_comes_is_not_waited_for() -> None:
+    agent = await gone()
+    text = config(agent, ", status: 200", "    dialect: openai\n")
+    text += "limits: {max_inspect: 10kB, body_timeout: 200ms}\n"
+    async with gateway(config=text) as gw:
+        await known_down(gw)
+        wire = await gw.connect()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        await wire.send(f"{head}Content-Length: 10001\r\n\r\n".encode())
+        assert json.loads((await wire.answer("POST")).body)["choices"][0]["message"]["content"] == MESSAGE
+        wire = await gw.connect()
+        await wire.send(f"{head}Transfer-Encoding: chunked\r\n\r\n2711\r\n".encode() + b"x" * 10001 + b"\r\n")
+        assert (await wire.answer("POST")).status == 200
+        wire = await gw.connect()
+        await wire.send(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        assert (await wire.answer("POST")).status == 408
+        await gw.settled()
+
+
+@in_loop
+async def test_who_reads_json_as_well_is_not_sent_events() -> None:
+    agent = await gone()
+    async with gateway(config=config(agent)) as gw:
+        wire = await gw.connect()
+        for accept, events in (
+            ("text/event-stream", True),
+            ("Text/Event-Stream; charset=utf-8;q=0.5, */*", True),
+            ("text/event-stream, application/json", True),
+            ("application/json;q=0.8, text/event-stream", True),
+            ("application/json, text/event-stream", False),  # as MCP has it
+            ("text/event-stream;q=0.5, application/json", False),
+            ("text/event-stream;q=0", False),
+            ("text/event-streams", False),
+            ("*/*", False),
+        ):
+            answer = await wire.get(headers=f"Accept: {accept}\r\n")
+            assert (answer.header("content-type") == "text/event-stream") is events, accept
 
 
 @in_loop

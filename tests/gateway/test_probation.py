@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from tests.gateway.harness import PATIENCE, Agent, Answer, Call, Running, Wire, gateway, in_loop
+from tests.gateway.harness import PATIENCE, Agent, Answer, Call, Running, Wire, gateway, in_loop, until, until_gone
 
 
 def config(bad: Agent, other: Agent, service: str = "", fallback: str = "basic") -> str:
@@ -76,6 +76,100 @@ async def test_callers_see_nothing_of_probes_that_fail() -> None:
             version = gw.gateway.balancer.services["main"].versions[0]
             assert version.breaker.state == "open", behaviour
             await gw.settled()
+
+
+async def hangs(call: Call) -> None:
+    await until_gone(call)
+
+
+async def hangs_up(call: Call) -> None:
+    call.abort()
+
+
+FAST = "    lanes: {fast: {first_byte: 100ms}, heavy: {first_byte: 100ms}}\n"
+
+
+@in_loop
+async def test_nor_of_probes_that_get_no_answer_whatever_the_method() -> None:
+    for behaviour in (hangs, hangs_up):
+        for method in ("POST", "GET"):
+            bad, basic = await Agent(behaviour).start(), await Agent(fine).start()
+            async with gateway(bad, basic, config=config(bad, basic, FAST)) as gw:
+                await on_probation(gw)
+                wire = await gw.connect()
+                all_good(await tried_again(wire, bad, method))
+                version = gw.gateway.balancer.services["main"].versions[0]
+                assert version.breaker.state == "open", (behaviour, method)
+                await gw.settled()
+
+
+@in_loop
+async def test_without_an_answer_a_post_is_sent_again_on_probation_only_and_never_means_never() -> None:
+    for behaviour, shown in ((hangs, 504), (hangs_up, 502)):
+        for word, probation in (("probes", False), ("always", False), ("never", True)):
+            bad, basic = await Agent(behaviour).start(), await Agent(fine).start()
+            service = f"{FAST}    retry: {{answers: {word}}}\n"
+            async with gateway(bad, basic, config=config(bad, basic, service)) as gw:
+                if probation:
+                    await on_probation(gw)
+                wire = await gw.connect()
+                answers = await tried_again(wire, bad)
+                assert Counter(a.status for a in answers)[shown] == 3, (behaviour, word)
+
+
+@in_loop
+async def test_a_body_that_is_still_coming_follows_to_where_the_request_went() -> None:
+    bad, basic = await Agent(broken).start(), await Agent(fine).start()
+
+    async def refuses_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        early.append(1)
+        writer.write(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    early: list[int] = []
+    server = await asyncio.start_server(refuses_early, "127.0.0.1", 0)
+    text = config(bad, basic).replace(bad.url, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with gateway(bad, basic, config=text) as gw:
+        await on_probation(gw)
+        wire = await gw.connect()
+        async with asyncio.timeout(PATIENCE):
+            while len(early) < 3:
+                before = len(early)
+                await wire.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
+                stats = gw.gateway.stats.service("main")
+                tried = stats.retries
+                await until(lambda: stats.retries > tried or gw.endpoint(basic.url).inflight)  # noqa: B023
+                assert len(early) - before == stats.retries - tried
+                await wire.send(b"def")
+                assert (await wire.answer("POST")).body == b"basic"
+        assert {seen.body for seen in basic.requests} == {b"abcdef"}
+    server.close()
+
+
+@in_loop
+async def test_hints_of_an_answer_that_was_not_taken_are_not_shown() -> None:
+    async def hints(call: Call) -> None:
+        await call.write(b"HTTP/1.1 103 Early Hints\r\nLink: </of-v8.css>; rel=preload\r\n\r\n")
+        await call.answer(b"no", status=500)
+
+    bad, basic = await Agent(hints).start(), await Agent(fine).start()
+    async with gateway(bad, basic, config=config(bad, basic)) as gw:
+        wire = await gw.connect()
+        interim: list[int] = []
+        await wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await wire.answer(interim=interim)).status == 500
+        assert interim == [103]  # its answer is taken whatever it will be
+        interim.clear()
+        await on_probation(gw)
+        before = len(bad.requests)
+        async with asyncio.timeout(PATIENCE):
+            while len(bad.requests) < before + 3:
+                await wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await wire.answer(interim=interim)).body == b"basic"
+        assert interim == []
 
 
 @in_loop

@@ -14,7 +14,18 @@ from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
 from unjam.gateway import heads, loads, maintenance, respond, retries
 from unjam.gateway.own_verdicts import REJECTED, heed, judged_bad
-from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, NAMES, QUEUED, RELAYING, TUNNELLING, WAITING, Unwanted
+from unjam.gateway.states import (
+    CONNECTING,
+    ENDED,
+    INSPECTING,
+    NAMES,
+    QUEUED,
+    REFUSING,
+    RELAYING,
+    TUNNELLING,
+    WAITING,
+    Unwanted,
+)
 from unjam.gateway.taps import Tap, Watch
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
@@ -44,6 +55,7 @@ class Exchange(Request):
         "events",
         "first_byte",
         "head",
+        "held",
         "last",
         "lease",
         "prefix",
@@ -60,6 +72,9 @@ class Exchange(Request):
         "ticket",
         "upstream",
     )
+
+    #: Set while REFUSING: what it will be told.
+    held: Refusal
 
     def __init__(
         self,
@@ -147,6 +162,8 @@ class Exchange(Request):
     def refuse(self, refusal: Refusal) -> None:
         """The core won't serve it: tell the client why, and when to come back."""
         self.ticket = None
+        if refusal.reason is Reason.MAINTENANCE and maintenance.hold(self, refusal):
+            return
         self.stats.shed(refusal.reason)
         if refusal.reason is Reason.MAINTENANCE:
             if self.head.upgrade is not None:
@@ -259,6 +276,8 @@ class Exchange(Request):
             self.body.append(payload)
             if self.state == INSPECTING:
                 self.client.inspect(self, done)
+            elif self.state == REFUSING:
+                self.refuse(self.held)  # or go on holding
             elif self.bytes_in > REPLAY and not done:
                 self.client.hold_reading()  # nobody to send it to yet
             return
@@ -280,8 +299,10 @@ class Exchange(Request):
     # -- from the endpoint -----------------------------------------------------------------------------------------
 
     def on_interim(self, head: ResponseHead) -> None:
-        """100 is between us and the endpoint; other 1xx go to clients that can read them."""
-        if head.status != 100 and self.head.minor == 1:
+        """100 is between us and the endpoint; other 1xx go to clients that can read them, unless the answer may yet be
+        another's."""
+        lease = self.lease
+        if head.status != 100 and self.head.minor == 1 and lease is not None and not retries.shields(self, lease):
             self.client.write(b"".join((respond.status_line(head.status, head.reason), *head.forward, b"\r\n")))
 
     def on_head(self, head: ResponseHead, kind: str, payload: bytes) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unjam.core.model import Outcome
-from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, LOCAL, QUEUED, RELAYING, TUNNELLING, WAITING
+from unjam.gateway import retries
+from unjam.gateway.states import CONNECTING, ENDED, INSPECTING, LOCAL, QUEUED, REFUSING, RELAYING, TUNNELLING, WAITING
 from unjam.gateway.timers import NEVER
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def enforce(exchange: Exchange, now: float) -> float:
         return exchange.on_timer(now)  # type: ignore[attr-defined,no-any-return]  # a LocalExchange
     if now >= exchange.cut_at and state != ENDED:
         return _deadline(exchange)
-    if state in (QUEUED, CONNECTING, INSPECTING):
+    if state in (QUEUED, CONNECTING, INSPECTING, REFUSING):
         return min(now + 60.0, exchange.cut_at)
     lease = exchange.lease
     if lease is None or state == ENDED:
@@ -30,21 +31,23 @@ def enforce(exchange: Exchange, now: float) -> float:
     limits = exchange.timeouts()
     total = lease.started + limits.total
     if now >= total:
-        return _timed_out(exchange, "total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
+        return _timed_out(exchange, now, "total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
     if state == WAITING:
         due = exchange.sent_at + limits.first_byte
         if now >= due:
             sender = exchange.client
             if not exchange.body_done and not (sender.read_paused and now >= sender.last_read + limits.first_byte):
                 return now + 1.0  # the client is still sending, and the endpoint reading; the client's limit applies
-            return _timed_out(exchange, "first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
+            return _timed_out(
+                exchange, now, "first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s."
+            )
         return min(due, total, exchange.cut_at)
     client = exchange.client
     if client.write_paused:
         return min(now + limits.idle, total, exchange.cut_at)  # the client is what is slow; its own limit applies
     due = exchange.last + limits.idle
     if now >= due:
-        return _timed_out(exchange, "idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
+        return _timed_out(exchange, now, "idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
     if exchange.events is not None:
         heartbeat = client.gateway.settings.heartbeat
         silent = now - exchange.last
@@ -54,7 +57,9 @@ def enforce(exchange: Exchange, now: float) -> float:
     return min(due, total, exchange.cut_at)
 
 
-def _timed_out(exchange: Exchange, reason: str, message: str) -> float:
+def _timed_out(exchange: Exchange, now: float, reason: str, message: str) -> float:
+    if exchange.state == WAITING and retries.spares(exchange, Outcome.TIMEOUT, reason, now, 504):
+        return now  # it has limits of its own where it is now
     exchange.drop_upstream()
     if exchange.state in (RELAYING, TUNNELLING):
         exchange.cut(Outcome.TIMEOUT, reason, message)

@@ -5,12 +5,14 @@ Rare, so nothing is kept for it: what the caller speaks is read from the request
 
 from __future__ import annotations
 
-from time import time
+import re
+from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from unjam.gateway import respond
+from unjam.gateway.states import REFUSING
 from unjam.wire import frames, websocket
 from unjam.wire.dialects.maintenance import Form, maintenance_body
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 #: Close code of RFC 6455's registry: "Try Again Later".
 TRY_AGAIN_LATER: Final = 1013
 
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
+
 
 class _Asked(msgspec.Struct):
     model: str | None = None
@@ -30,15 +34,34 @@ class _Asked(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Asked, strict=False).decode
 
 
+def hold(exchange: Exchange, refusal: Refusal) -> bool:
+    """Whether the refusal has to wait for the rest of the body: a chat's says whether its answer is to be a stream. Not
+    for one that is too long to be looked at."""
+    head = exchange.head
+    if exchange.body_done or refusal.status != 200 or _form(exchange) != "chat" or not exchange.replayable:
+        return False
+    most = exchange.client.gateway.settings.inspect_bytes
+    if max(exchange.bytes_in, head.length or 0) > most:
+        return False
+    if exchange.state != REFUSING:
+        exchange.state = REFUSING
+        exchange.held = refusal
+        exchange.encourage()
+        client = exchange.client
+        if client.read_paused:
+            client.last_read = monotonic()
+            client.look(client.last_read + client.gateway.settings.body_timeout)
+            client.resume_reading()
+    return True
+
+
 def answer(exchange: Exchange, refusal: Refusal) -> bytes:
     """The whole answer, a closed WebSocket's too; `exchange.client.keep_alive` is settled before."""
     head = exchange.head
     if head.upgrade is not None:
         return _closed_socket(head.known.get(b"sec-websocket-key", b""), refusal.message)
     asked = _asked(exchange)
-    form: Form = "json"
-    if exchange.service.spec.dialect == "openai":
-        form = "chat" if head.path.endswith("/chat/completions") else "openai"
+    form = _form(exchange)
     accept = head.get(b"accept") or b""
     retry_after = refusal.retry_after or 0.0
     request_id = exchange.request_id.decode("ascii")
@@ -48,7 +71,7 @@ def answer(exchange: Exchange, refusal: Refusal) -> bytes:
         status=refusal.status,
         retry_after=retry_after,
         request_id=request_id,
-        stream=bool(asked.stream) or b"text/event-stream" in accept.lower(),
+        stream=bool(asked.stream) or _wants_events(accept),
         model=(asked.model or "")[:64],
         created=time(),
     )
@@ -63,6 +86,12 @@ def answer(exchange: Exchange, refusal: Refusal) -> bytes:
     )
 
 
+def _form(exchange: Exchange) -> Form:
+    if exchange.service.spec.dialect != "openai":
+        return "json"
+    return "chat" if exchange.head.path.endswith("/chat/completions") else "openai"
+
+
 def _asked(exchange: Exchange) -> _Asked:
     """What an OpenAI-shaped body says of the form it wants its answer in, as far as the body is here."""
     if exchange.service.spec.dialect != "openai" or not exchange.body:
@@ -71,6 +100,27 @@ def _asked(exchange: Exchange) -> _Asked:
         return _decode(b"".join(exchange.body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Asked()  # not JSON, or not whole: the caller's own business
+
+
+def _wants_events(accept: bytes) -> bool:
+    """By its Accept field, RFC 9110 §12.5.1: events are accepted, and JSON isn't preferred, by its weight or by being
+    named first. Clients of MCP name both, and read both."""
+    found: dict[str, tuple[float, int]] = {}
+    for n, part in enumerate(accept.decode("latin-1").lower().split(",")):
+        name, *parameters = (each.strip() for each in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() == "q":
+                weight = _weight(value.strip())
+        found.setdefault(name, (weight, -n))
+    events = found.get("text/event-stream", (0.0, 0))
+    return events[0] > 0.0 and events > found.get("application/json", (0.0, 0))
+
+
+def _weight(value: str) -> float:
+    """One that can't be read is as good as none given."""
+    return min(float(value), 1.0) if _WEIGHT.fullmatch(value) else 1.0
 
 
 def _closed_socket(key: bytes, message: str) -> bytes:

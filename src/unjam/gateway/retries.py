@@ -23,15 +23,22 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 STALE = 1.0
 
 
-def goes_elsewhere(exchange: Exchange, outcome: Outcome, reason: str, now: float) -> bool:
+def shields(exchange: Exchange, lease: Lease) -> bool:
+    """Whether a failing answer would be kept from the client, as far as the request itself goes."""
+    retry = lease.service.spec.retry
+    if retry.answers == "never" or (retry.answers == "probes" and lease.version.breaker.closed):
+        return False
+    return exchange.replayable and exchange.retries < retry.attempts
+
+
+def goes_elsewhere(
+    exchange: Exchange, outcome: Outcome, reason: str, now: float, status: int = 502, unreached: bool = False
+) -> bool:
     """Nothing has reached the client, and its version, being on probation, has just failed it: have another one
     serve it, or the fallback chain, if the service wants that and it can be sent again."""
     lease = exchange.lease
     assert lease is not None
-    retry = lease.service.spec.retry
-    if retry.answers == "never" or (retry.answers == "probes" and lease.version.breaker.closed):
-        return False
-    if not (exchange.replayable and exchange.body_done) or exchange.retries >= retry.attempts:
+    if not shields(exchange, lease):
         return False
     gateway = exchange.client.gateway
     spared = gateway.balancer.spared(exchange, lease.version, now)
@@ -39,8 +46,19 @@ def goes_elsewhere(exchange: Exchange, outcome: Outcome, reason: str, now: float
         return False
     exchange.drop_upstream()
     exchange.tried = spared
-    _again(exchange, lease, outcome, now, 502, reason, "The agent failed, and nobody else could take the request.")
+    message = "The agent failed, and nobody else could take the request."
+    _again(exchange, lease, outcome, now, status, reason, message, unreached)
     return True
+
+
+def spares(
+    exchange: Exchange, outcome: Outcome, reason: str, now: float, status: int = 502, unreached: bool = False
+) -> bool:
+    """The same for a request that got no answer: of a version on probation only, as it may be done twice so, whatever
+    its method."""
+    lease = exchange.lease
+    assert lease is not None
+    return not lease.version.breaker.closed and goes_elsewhere(exchange, outcome, reason, now, status, unreached)
 
 
 def next_endpoint(
@@ -57,6 +75,8 @@ def next_endpoint(
         and gateway.balancer.may_retry(lease.service, now)
     )
     if not retry:
+        if spares(exchange, outcome, reason, now, status, unreached):
+            return
         exchange.fail(status, reason, message, outcome=outcome, unreached=unreached)
         return
     exchange.upstream = None
@@ -93,9 +113,10 @@ def lost(exchange: Exchange) -> None:
         return
     lease = exchange.lease
     assert lease is not None
+    now = monotonic()
     reused = connection is not None and connection.used
     idempotent = exchange.head.method in IDEMPOTENT or b"idempotency-key" in exchange.head.known
-    stale = reused and monotonic() - exchange.sent_at < STALE
+    stale = reused and now - exchange.sent_at < STALE
     if idempotent and stale and exchange.replayable and lease.service.spec.retry.attempts:
         # The endpoint hung up an idle connection just as it was used: no failure of its own, and a fresh
         # connection can't end the same way.
@@ -104,6 +125,8 @@ def lost(exchange: Exchange) -> None:
         exchange.state = CONNECTING
         upstream: Upstream = lease.endpoint.shell
         upstream.connect(exchange, exchange.timeouts().connect)
+    elif spares(exchange, Outcome.SERVER_ERROR, "endpoint_lost", now):
+        return
     elif idempotent:
         next_endpoint(
             exchange, Outcome.SERVER_ERROR, 502, "endpoint_lost", "The agent's connection was lost before it answered."

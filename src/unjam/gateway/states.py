@@ -4,6 +4,8 @@ INSPECTING → QUEUED → CONNECTING → WAITING → RELAYING → ENDED
                                       │ ╲
                                       │  TUNNELLING → ENDED
                                       └→ QUEUED (another endpoint)       any state → ENDED (the client left, a limit)
+
+QUEUED → REFUSING → ENDED where the form of the refusal depends on a body that isn't whole yet.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ TUNNELLING: Final = 5
 ENDED: Final = 6
 #: The gateway answers it itself: see `local`.
 LOCAL: Final = 7
+#: Nobody will serve it; it is told so once its body is here, which says in which form.
+REFUSING: Final = 8
 
-NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended", "local")
+NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended", "local", "refusing")
 
 
 class Unwanted(Exception):
