@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unjam.core.breaker import OPEN_MOST, RAMP, STEP_LEAST, TRANSITIONS, TRIP, Breaker, Event, increments
+from unjam.core.breaker import OPEN_MOST, RAMP, SILENCE, STEP_LEAST, TRANSITIONS, TRIP, Breaker, Event, increments
 from unjam.core.spec import BreakerSpec, QualitySpec
 
 SPEC = BreakerSpec(error_rate=0.05, open=60.0)
@@ -112,6 +112,29 @@ def test_switched_off_it_counts_nothing_but_obeys_by_hand() -> None:
     assert not any(breaker.record(True, 0.0) for _ in range(100))
     breaker.trip(1.0, "by hand")
     assert breaker.share(1.0) == 0.0
+
+
+def test_switched_off_and_opened_by_hand_time_alone_closes_it() -> None:
+    breaker = opened(spec=BreakerSpec(enabled=False, open=10.0))
+    for step, share in enumerate(RAMP):
+        now = 10.0 + step * 10.0
+        assert breaker.share(now) == share
+        # It judges nothing on the way.
+        assert not any(breaker.record(True, now + i, now) for i in range(9))
+    assert (breaker.state, breaker.step) == ("ramping", len(RAMP) - 1)
+    assert breaker.tick(60.0)
+    assert (breaker.state, breaker.why) == ("closed", "back by time: the breaker is off")
+
+
+def test_switching_it_off_ends_what_a_doubt_held_up() -> None:
+    breaker = opened()
+    breaker.share(60.0)
+    breaker.record(True, 61.0)
+    breaker.configure(BreakerSpec(enabled=False, open=60.0))
+    for step in range(1, len(RAMP)):
+        assert breaker.share(60.0 + step * 60.0) == RAMP[step]
+    breaker.record(False, 360.0)
+    assert breaker.state == "closed"
 
 
 def test_after_open_it_ramps_by_steps_of_its_own_calls() -> None:
@@ -300,7 +323,11 @@ EVENTS = ("ok", "fail", "bad", "sampled bad", "sampled good", "tick", "trip", "r
     st.sampled_from(["cusum", "window"]),
 )
 def test_whatever_happens_the_share_fits_the_state(events: list[tuple[str, float]], rule: str) -> None:
-    specs = [BreakerSpec(rule=rule, least=1, window=100), BreakerSpec(rule=rule, error_rate=0.1, least=1, window=30)]
+    specs = [
+        BreakerSpec(rule=rule, least=1, window=100),
+        BreakerSpec(rule=rule, error_rate=0.1, least=1, window=30),
+        BreakerSpec(rule=rule, least=1, window=100, enabled=False),
+    ]
     breaker = Watched(specs[0], quality=QualitySpec())
     breaker.known = "closed"
     now = 0.0
@@ -327,7 +354,7 @@ def test_whatever_happens_the_share_fits_the_state(events: list[tuple[str, float
             breaker.start_anew(now)
             assert breaker.evidence == 0.0
         else:
-            specs.reverse()
+            specs.append(specs.pop(0))
             breaker.configure(specs[0])
         assert not tripped or breaker.state == "open"
         share = breaker.share(now)
@@ -339,5 +366,11 @@ def test_whatever_happens_the_share_fits_the_state(events: list[tuple[str, float
         # Fewer failures may be allowed than before: it trips at the next one.
         assert breaker.evidence < breaker.limit or rule == "window"
         assert 0.0 <= (breaker.quality_evidence or 0.0) < TRIP
-        if breaker.closed and not breaker.watching:
+        if breaker.closed and not breaker.watching and breaker.spec.enabled:
             assert breaker.evidence == 0.0
+    # Good calls close it in the end, whoever tripped it and for what, even when nobody judges answers any more.
+    end = now + OPEN_MOST + len(RAMP) * SILENCE * 60.0
+    while not breaker.closed and now <= end:
+        now += 5.0
+        breaker.record(False, now)
+    assert breaker.closed

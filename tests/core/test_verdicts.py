@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 
 from unjam.core.balancer import Balancer
-from unjam.core.breaker import RAMP, Breaker
+from unjam.core.breaker import RAMP, SILENCE, Breaker
 from unjam.core.evidence import increments
 from unjam.core.model import Outcome, Reason
 from unjam.core.spec import BreakerSpec, Maintenance, QualitySpec, VersionSpec
@@ -168,6 +168,69 @@ def test_what_bad_answers_tripped_takes_good_ones_to_close() -> None:
             breaker.record(False, now, now)
             made.verdict(version, False, now, now, sampled=True)
     assert breaker.state == "closed"
+
+
+def at_the_last_step(made: Balancer) -> float:
+    """Tripped by quality, and back to all of its weight with nobody judging its answers."""
+    breaker = made.services["s"].versions[0].breaker
+    for i in range(5):
+        answered(made, float(i), bad=True, sampled=True)
+    now = breaker.until
+    while breaker.share(now) < 1.0:
+        now += 1.0
+        breaker.record(False, now, now)
+    made.tick(now)
+    assert breaker.state == "ramping"
+    return now
+
+
+def test_where_nobody_judges_answers_any_more_its_calls_close_what_bad_ones_tripped() -> None:
+    made = made_one(quality=QUALITY)
+    breaker = made.services["s"].versions[0].breaker
+    began = now = at_the_last_step(made)
+    while breaker.state == "ramping" and now < began + 1000.0:
+        now += 1.0
+        answered(made, now, bad=None)
+        made.tick(now)
+    assert now == began + SILENCE * 60.0
+    assert breaker.state == "closed"
+    assert breaker.why == "300 of 300 calls were good; too few of their answers were judged for 300 s"
+
+
+def test_a_doubt_lasts_for_as_long_as_somebody_judges_answers_and_a_while_more() -> None:
+    made = made_one(quality=QUALITY)
+    version = made.services["s"].versions[0]
+    now = at_the_last_step(made)
+    for bad in (True, True, False):
+        now += 100.0
+        answered(made, now, bad=None)
+        made.verdict(version, bad, now, now, sampled=True)
+    for _ in range(49):
+        now += SILENCE * 60.0 / 50
+        answered(made, now, bad=None)
+        made.tick(now)
+    assert version.breaker.state == "ramping"
+    now += SILENCE * 60.0 / 50
+    made.tick(now)
+    assert version.breaker.state == "closed"
+    # Bad answers that are found later count as ever.
+    for i in range(5):
+        answered(made, now + i, bad=True, sampled=True)
+    assert version.breaker.state == "open"
+
+
+def test_a_version_opened_by_hand_with_its_breaker_off_comes_back_by_itself() -> None:
+    made = balancer(service(fleet=endpoints(1), breaker=BreakerSpec(enabled=False, open=10.0)))
+    version = made.services["s"].versions[0]
+    made.trip("s", "v", 0.0)
+    shares = set()
+    for i in range(600):
+        made.tick(i / 10.0)
+        shares.add(version.share)
+    assert shares == {0.0, *RAMP}
+    assert version.breaker.state == "ramping"
+    made.tick(60.0)
+    assert (version.breaker.state, version.share) == ("closed", 1.0)
 
 
 def test_errors_and_bad_answers_add_up_but_a_sample_stands_alone() -> None:

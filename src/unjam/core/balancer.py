@@ -207,7 +207,9 @@ class Balancer(Operations):
             for version in service.versions:
                 if version.breaker.spec.learn:
                     version.breaker.note(version.good_calls)
-                if version.share != 1.0 and version.share != version.breaker.share(now):
+                # The last step of a ramp has all of its share, and ends by time too.
+                breaker = version.breaker
+                if (version.share != 1.0 or not breaker.closed) and version.share != breaker.share(now):
                     service.reweigh(now)
             for version in (*service.parting, *service.versions):
                 for ticket in version.queue.expired(now):

@@ -7,7 +7,9 @@ by all the calls that nobody looked at.
 
 After `open` seconds the version's share is ramped back in `RAMP` steps. Ten probes cannot clear a server, so each step
 is a trial on its own calls: little against it opens the breaker again at once, and for twice as long; enough for it (36
-clean calls at 5 %) takes the next step.
+clean calls at 5 %) takes the next step. No ramp lasts for ever with traffic: where quality tripped it and nobody judges
+enough answers any more, its calls decide after `SILENCE`; switched off, it is judged by nothing and time takes every
+step.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 RAMP: Final = (0.01, 0.1, 0.25, 0.5, 1.0)
 #: No step is shorter than this part of `open`: a server that comes back cold must meet each load for a moment.
 STEP_LEAST: Final = 1 / 12
+#: For so many times `open` a step waits for verdicts on quality; then they are taken not to come.
+SILENCE: Final = 5.0
 #: Seconds; the longest that repeated trips make the breaker stay open (unless `open` itself is longer).
 OPEN_MOST: Final = 600.0
 
@@ -55,6 +59,7 @@ class Breaker:
         "_failed",
         "_given",
         "_in_a_row",
+        "_judged_at",
         "_learner",
         "_noted",
         "_opened_for",
@@ -96,6 +101,8 @@ class Breaker:
         self._trial = Trial(spec.error_rate, self.baseline)
         self._quality_trial: Trial | None = None
         self._step_since = 0.0
+        #: The last sampled verdict of the step, or its begin.
+        self._judged_at = 0.0
         #: It was quality that tripped it: quality has to clear it.
         self._by_quality = False
         self._in_a_row = 0
@@ -118,9 +125,11 @@ class Breaker:
                 errors.good()
                 self.watching = errors.restless
             return False
-        if not self.spec.enabled or (started is not None and started < self.since):
+        if started is not None and started < self.since:
             return False
         if self.closed:
+            if not self.spec.enabled:
+                return False
             self._failed += 1
             self.watching = True
             if not self._errors.bad():
@@ -128,7 +137,7 @@ class Breaker:
             self._trip(self._errors.words(), now)
             return True
         self._advance(now)
-        if self.state != "ramping":
+        if self.state != "ramping" or not self.spec.enabled:
             return False
         if failed:
             return self._tried(self._trial.bad(), self._trial, now)
@@ -166,6 +175,7 @@ class Breaker:
             trial = self._quality_trial
             if trial is None:
                 return False
+            self._judged_at = now
             if bad:
                 return self._tried(trial.bad(), trial, now, f" by their quality{tail}", by_quality=True)
             trial.good()
@@ -329,20 +339,32 @@ class Breaker:
             self._enter("elapsed", "ramping back", now)
             return
         lasted = now - self._step_since
+        if not self.spec.enabled:
+            # It judges nothing, so that only time can end what was begun by hand or by another gateway.
+            if lasted >= self.spec.open:
+                self._passed("back by time: the breaker is off", now)
+            return
         if lasted < STEP_LEAST * self.spec.open:
             return
         trial = self._trial
         quality = self._quality_trial
         doubt = quality is not None and quality.ratio > 0.0
-        cleared = trial.cleared and not doubt
-        if self._by_quality and quality is not None:
-            cleared = cleared and quality.cleared
+        awaited = quality is not None and self._by_quality and not quality.cleared
+        unheard = ""
+        if (doubt or awaited) and now - (self._judged_at if doubt else self._step_since) >= SILENCE * self.spec.open:
+            # A shield that nobody can lift any more hides errors from everybody.
+            doubt = awaited = False
+            unheard = f"; too few of their answers were judged for {SILENCE * self.spec.open:.3g} s"
+        cleared = trial.cleared and not doubt and not awaited
         # Too little traffic to be judged on: more of it is the only way to learn, but not for the last step.
         patient = lasted >= self.spec.open and trial.ratio <= 0.0 and not doubt and self.step < len(RAMP) - 1
-        if not cleared and not patient:
-            return
+        if cleared or patient:
+            self._passed(f"{trial.calls - trial.failures} of {trial.calls} calls were good{unheard}", now)
+
+    def _passed(self, why: str, now: float) -> None:
+        """The next step; after the last one it closes, and `why` says for what reason."""
         if self.step == len(RAMP) - 1:
-            self._enter("passed", f"{trial.calls - trial.failures} of {trial.calls} calls were good", now)
+            self._enter("passed", why, now)
         else:
             self._begin(self.step + 1, now)
 
@@ -375,4 +397,4 @@ class Breaker:
         self.step = step
         self._trial = Trial(self.spec.error_rate, self.baseline)
         self._quality_trial = Trial(self._quality_rate) if self._quality is not None else None
-        self._step_since = now
+        self._step_since = self._judged_at = now
