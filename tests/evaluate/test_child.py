@@ -12,7 +12,7 @@ import pytest
 
 from tests.gateway.harness import in_loop, until
 from unjam.evaluate import Record
-from unjam.evaluate.child import ENVIRONMENT, ENVIRONMENT_BEGINS, Child, Spec
+from unjam.evaluate.child import Child, Spec
 from unjam.evaluate.frames import Said
 
 FUNCTIONS = """
@@ -39,7 +39,7 @@ def returns_nothing(record):
     pass
 
 def environment(record):
-    return True, " ".join(sorted(os.environ))
+    return True, " ".join(each for each in ("PATH", "LC_ALL", "PYTHONHASHSEED", "HOOK_SECRET") if each in os.environ)
 """
 
 
@@ -99,10 +99,9 @@ async def test_it_sees_of_the_environment_what_it_needs_and_no_secrets(monkeypat
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     child = Child()
-    names = set((await child.judge(record(), function("them:environment"), 5.0)).reason.split())
+    said = await child.judge(record(), function("them:environment"), 5.0)
     await child.close()
-    assert names >= {"PATH", "LC_ALL", "PYTHONHASHSEED"}
-    assert names <= {name for name in names if name in ENVIRONMENT or name.startswith(ENVIRONMENT_BEGINS)}
+    assert said == Said("good", "PATH LC_ALL PYTHONHASHSEED")
 
 
 @in_loop
