@@ -108,7 +108,9 @@ def test_evidence_is_never_negative_and_only_it_trips(outcomes: list[bool], rule
         if tripped:
             assert breaker.state == "open"
             return
-        assert 0.0 <= breaker.evidence < breaker.limit or (rule == "window" and i < 20)
+        assert breaker.evidence >= 0.0
+        # A window may be past its limit and wait: for its least number of calls, or for the next one that fails.
+        assert breaker.evidence < breaker.limit or rule == "window"
         assert failed or breaker.evidence <= before
         # What need not be recorded really changes nothing.
         if not breaker.watching:
