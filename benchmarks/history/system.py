@@ -112,6 +112,7 @@ class System:
         return Process("redis", [*argv, *options], self.folder / "redis.log")
 
     def _gateway(self, which: int) -> Callable[[int], Process]:
+        # Without breakers: killed workers trip them, and nothing would happen until they close.
         config = self.folder / f"gateway{which}.yaml"
         config.write_text(f"""\
 listen: 127.0.0.1:{self.ports[which]}
@@ -124,10 +125,12 @@ services:
   pulled:
     match: {{path: /pulled}}
     runs: {{execute: pull}}
+    breaker: off
     versions: {{v1: {{endpoints: ["http://127.0.0.1:{self._agent}"]}}}}
   pushed:
     match: {{path: /pushed}}
     runs: {{execute: push}}
+    breaker: off
     versions: {{v1: {{endpoints: [{{url: "http://127.0.0.1:{self._agent}", slots: 8}}]}}}}
 """)
         plain = ["-m", "unjam.cli.main", "serve", "--config", str(config)]
