@@ -26,17 +26,25 @@ PATIENCE = 20.0
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test in a uvloop of its own, as the gateway runs, within `PATIENCE`."""
+    """Run an async test in a uvloop of its own, as the gateway runs, within `PATIENCE`. Agents that it leaves are
+    stopped: uvloop waits for ever for a server that a failed test has left open."""
 
     @functools.wraps(test)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(PATIENCE * 3):
-                await test(*args, **kwargs)
+            try:
+                async with asyncio.timeout(PATIENCE * 3):
+                    await test(*args, **kwargs)
+            finally:
+                for agent in list(_serving):
+                    await agent.stop()
 
         uvloop.run(bounded())
 
     return wrapper
+
+
+_serving: set[Agent] = set()
 
 
 @dataclass
@@ -117,9 +125,11 @@ class Agent:
         else:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=ssl)
             self.port = self._server.sockets[0].getsockname()[1]
+        _serving.add(self)
         return self
 
     async def stop(self) -> None:
+        _serving.discard(self)
         assert self._server is not None
         self._server.close()
         for writer in list(self.open):
