@@ -137,6 +137,8 @@ async def test_an_outage_from_the_first_failure_to_full_weight_again() -> None:
                 for _ in range(20):
                     got = await wire.post()
                     assert got.status == 200 or json.loads(got.body)["error"]["code"] == "maintenance"
+        version = gw.gateway.balancer.services["agent"].versions[0]
+        await until(lambda: version.share == 1.0)  # the next tick gives it what its breaker allows
         assert {(await wire.post()).body for _ in range(20)} == {b"v1"}
         await until(lambda: not gw.leases)
         await bad.stop()
