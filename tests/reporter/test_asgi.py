@@ -333,7 +333,13 @@ async def test_worker_processes_count_together_and_a_killed_ones_requests_are_go
 
         async def hold(how_many: int) -> None:
             """One more request that stays, at whichever worker takes it."""
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                        break
+                    except ConnectionRefusedError:  # its processes say that they have started before they listen
+                        await asyncio.sleep(0.01)
             open_.append(writer)
             writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
             assert f"in_flight={how_many}".encode() in await reader.readuntil(b"\r\n\r\n")
