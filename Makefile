@@ -29,7 +29,7 @@ check: setup
 
 unit: setup
 	@scripts/system_packages.sh curl haproxy redis-server chromium
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest
 
 fuzz: setup  ## a million inputs through the parsers
 	$(BIN)/python -m benchmarks.fuzz_wire
