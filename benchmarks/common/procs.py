@@ -92,10 +92,15 @@ def pss_bytes(pids: Sequence[int]) -> int:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody holds now. It is released before it is used, so a clash is possible, and then start-up fails."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
+    """A port nobody holds, and that the system gives to nobody else for the next minute.
+
+    It is left in TIME_WAIT: the system picks no such port for a socket that asks for any, but a server that asks for it
+    by number with SO_REUSEADDR, as servers do, gets it. Who connects to it meanwhile is refused.
+    """
+    with socket.create_server((host, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        with socket.create_connection((host, port)):
+            listener.accept()[0].close()  # the end that closes first is the one that waits
         return port
 
 

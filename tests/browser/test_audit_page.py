@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+from benchmarks.common.procs import free_port
 
 from ..gateway.harness import in_loop
 from ..gateway.processes import process, served
@@ -18,11 +19,6 @@ LOG = "[...document.querySelectorAll('#log div')].map(line => line.dataset.seq)"
 ROWS = "[...document.querySelectorAll('#findings tr')]"
 FINDINGS = f"{ROWS}.map(row => [Number(row.cells[0].innerText), row.cells[1].innerText])"
 STATE = "document.getElementById('state').textContent"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def configure(folder: Path, listen: int, pages: int) -> None:

@@ -9,10 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.procs import free_port
+
 from ..browser.devtools import Page, chromium
 from ..gateway.harness import Agent, Call, in_loop
 from ..gateway.processes import served
-from .common import configure, free_port, working
+from .common import configure, working
 
 #: One EventSource for each run, made once and never closed by the page.
 PAGE = b"""<!doctype html><meta charset="utf-8"><script>

@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.procs import free_port
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from ..gateway.harness import PATIENCE, in_loop
-from .common import free_port, unjam, working
+from .common import unjam, working
 
 PROTOCOL = [Subprotocol("unjam.v1")]
 #: run.created, run.attempt, the steps, run.completed

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from benchmarks.common.procs import free_port
+
 from .pages import ROOT, Block, Command
 
 _PORT = re.compile(r"\b(8080|8081|8082|8443|90[01]\d)\b")
@@ -59,8 +61,7 @@ class Session:
 
     def port(self, written: str) -> str:
         if written not in self.ports:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                self.ports[written] = str(listener.getsockname()[1])
+            self.ports[written] = str(free_port())
         return self.ports[written]
 
     def here(self, text: str) -> str:

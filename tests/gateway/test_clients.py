@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.common.procs import free_port
 from openai import AsyncOpenAI, AuthenticationError, NotFoundError, RateLimitError
 
 from .harness import Agent, Call, gateway, in_loop, until_gone
@@ -19,14 +20,6 @@ ASK = [{"role": "user", "content": "Tell me of ships"}]
 
 def chat_config(url: str, more: str = "", keys: str = "") -> str:
     return f"{keys}services: {{chat: {{dialect: openai, {more} versions: {{v1: {{endpoints: [{{url: '{url}'}}]}}}}}}}}"
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 async def answering(port: int) -> None:

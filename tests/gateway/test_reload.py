@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 import pytest
+from benchmarks.common.procs import free_port
 
 from unjam.config import parse
 from unjam.gateway import server as server_module
@@ -35,12 +36,6 @@ class File:
 
 def tls_listen(address: str, pair: tuple[Path, Path]) -> str:
     return f"{{address: '{address}', tls: {{cert: {pair[0]}, key: {pair[1]}}}}}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def in_force(gw: Running) -> list[str]:

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmarks.common.procs import free_port
 
-from tests.runs.redis_servers import Server, free_ports
+from tests.runs.redis_servers import Server
 from tests.runs.test_redis_failover import Watched
 from unjam.kept.base import KeptAway, KeptError
 from unjam.kept.redis import RedisKept
@@ -81,7 +82,7 @@ async def test_other_types_under_our_keys(tmp_path: Path) -> None:
 
 async def test_a_change_whose_answer_was_lost_is_not_made_twice(tmp_path: Path) -> None:
     server = Server(tmp_path).start()
-    (port,) = free_ports(1)
+    port = free_port()
     swallowed = 0
 
     async def through(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from benchmarks.common.procs import free_port
 from typer.main import get_command
 
 from unjam.cli.main import app
@@ -187,11 +187,6 @@ def say(number, frame):
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1): signal.signal(number, say)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def child(port: int, code: int = 0) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from benchmarks.common.procs import free_port
 
 from ..gateway.harness import Agent
 from ..gateway.processes import Process, process
@@ -38,11 +38,6 @@ backend b
   balance leastconn
   server a 127.0.0.1:{agent} weight 100 check inter 200ms agent-check agent-port {check} agent-inter 50ms{more}
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class HAProxy:

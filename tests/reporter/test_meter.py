@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from benchmarks.common.procs import free_port
 
 from unjam.reporter.meter import HostMeter
 
@@ -28,8 +29,7 @@ else:
 
 @pytest.fixture(params=["itself", "child"])
 def late(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-c", LATE, str(port), request.param]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as child:
         try:
@@ -55,7 +55,7 @@ def test_a_child_is_there_when_it_listens(late: tuple[subprocess.Popen[bytes], i
     child.stdin.write(b"\n")
     child.stdin.flush()
     until(lambda: "cores" in meter.load() and meter.pid() == child.pid)
-    assert meter.load()["agent_memory"] > 1 << 20
+    until(lambda: meter.load()["agent_memory"] > 1 << 20)  # it is not measured each time, and first perhaps before exec
 
 
 def test_a_child_without_a_port_is_there_at_once(late: tuple[subprocess.Popen[bytes], int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,17 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from benchmarks.common.procs import free_port
 
 SLOTS = 16384
-
-
-def free_ports(count: int) -> list[int]:
-    """Free just now, and different."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def until(what: Any, seconds: float = 20.0) -> Any:
@@ -45,7 +36,7 @@ class Server:
     def __init__(self, place: Path, *options: str, sentinel: bool = False, port: int | None = None) -> None:
         place.mkdir(parents=True, exist_ok=True)
         self.place = place
-        self.port = port or free_ports(1)[0]
+        self.port = port or free_port()
         self.sentinel = sentinel
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
@@ -113,7 +104,7 @@ class Cluster:
     """Three masters that share the slots."""
 
     def __init__(self, place: Path) -> None:
-        ports = free_ports(6)
+        ports = [free_port() for _ in range(6)]
         self.servers = [
             Server(
                 place / f"node{n}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.common.procs import free_port
 
 from tests.runs.redis_servers import Server as Redis
 from unjam.client import AsyncClient, NotAccepted, RunCancelled, RunFailed
@@ -38,11 +38,6 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server = Redis(folder, "appendonly yes").start()
     yield server
     server.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @in_loop
