@@ -9,6 +9,7 @@ every listener as it was.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -489,6 +490,9 @@ class Server:
         self.loop.add_signal_handler(signal.SIGHUP, lambda: self.gateway.spawn(self._on_hangup()))
         try:
             await self.start()
+            # What is there now stays: looking at it again in every full collection would hold all clients up for 80 ms.
+            gc.collect()
+            gc.freeze()
             await stopping.wait()
             drain = self.loop.create_task(self.drain())
             hurry = self.loop.create_task(at_once.wait())
