@@ -78,7 +78,7 @@ async def test_failures_in_a_row_eject_an_endpoint_and_time_brings_it_back() -> 
         await call.answer(status=500 if failing else 200)
 
     bad, good, third = await started(flaky, fine, fine)
-    more = "policy: round_robin, breaker: off, ejection: {failures: 3, base: 500ms, max: 500ms},"
+    more = "policy: round_robin, breaker: off, ejection: {failures: 3, base: 2s, max: 2s},"
     async with gateway(bad, good, third, config=one(bad.url, good.url, third.url, more=more)) as gw:
         wire = await gw.connect()
         statuses = Counter([(await wire.get()).status for _ in range(40)])

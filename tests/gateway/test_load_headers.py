@@ -180,11 +180,12 @@ async def test_many_answers_are_a_few_reports() -> None:
     async with gateway(Agent(changing)) as running:
         wire = await running.connect()
         started = time.monotonic()
-        while (took := time.monotonic() - started) < 0.5:
+        reports = running.gateway.stats.reports
+        while time.monotonic() - started < 0.5 or reports["accepted"] < 2:
             await wire.get()
-        accepted = running.gateway.stats.reports["accepted"]
+        took = time.monotonic() - started
         assert count > 20
-        assert 2 <= accepted <= took / 0.2 + 1
+        assert reports["accepted"] <= took / 0.2 + 1
 
 
 @in_loop

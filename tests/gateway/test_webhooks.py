@@ -201,7 +201,7 @@ async def test_a_dead_receiver_has_a_bounded_queue_and_costs_the_others_nothing(
             start = time.perf_counter()
             for n in range(80):
                 webhooks.tell(event(why=str(n)))
-            assert time.perf_counter() - start < 0.5
+            assert time.perf_counter() - start < module.TIMEOUT  # it waits for nobody
             assert stats.webhooks["dropped"] == 60  # of the living one too: nothing could be sent meanwhile
             await until(lambda: stats.webhooks.get("delivered") == 50)
             assert stats.webhooks_waiting == 50
@@ -309,7 +309,7 @@ async def test_a_gateway_tells_of_trips_by_itself_and_of_the_way_back() -> None:
 
 
 @in_loop
-async def test_a_dead_receiver_holds_up_no_change_and_no_request() -> None:
+async def test_a_dead_receiver_holds_up_no_change_and_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await Agent().start()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = (
@@ -322,9 +322,8 @@ async def test_a_dead_receiver_holds_up_no_change_and_no_request() -> None:
             for n in range(20):
                 await gw.server.changes.set_weights("s", {"v": float(n + 2)}, "w")
                 assert (await wire.get()).status == 200
-            assert asyncio.get_running_loop().time() - start < 1.0
-            module.GRACE, before = 0.01, module.GRACE
-        module.GRACE = before
+            assert asyncio.get_running_loop().time() - start < module.TIMEOUT
+            monkeypatch.setattr(module, "GRACE", 0.01)
     await agent.stop()
 
 

@@ -53,11 +53,12 @@ async def test_25_a_chunked_body_is_refused_where_it_crosses_the_limit() -> None
 async def test_26_a_slow_head_is_answered_408_at_an_absolute_deadline() -> None:
     async with gateway(agent := Agent(), limits={"header_timeout": 0.4}) as gw:
         wire = await gw.connect()
+        raw = request(*[b"X-%d: 1" % n for n in range(90)])
         start = asyncio.get_running_loop().time()
 
         async def drip() -> None:
             try:
-                for byte in request(*[b"X-%d: 1" % n for n in range(90)]):
+                for byte in raw:
                     await wire.send(bytes((byte,)))
                     await asyncio.sleep(0.02)
             except ConnectionError:
@@ -67,7 +68,7 @@ async def test_26_a_slow_head_is_answered_408_at_an_absolute_deadline() -> None:
         answer = await wire.answer()
         elapsed = asyncio.get_running_loop().time() - start
         assert (answer.status, answer.header("connection")) == (408, "close")
-        assert 0.35 < elapsed < 2.0
+        assert 0.35 < elapsed < len(raw) * 0.02, "it was answered for its end, which came at last"
         dripping.cancel()
         assert gw.gateway.stats.rejects == {"head_timeout": 1}
         assert agent.requests == []
@@ -177,7 +178,7 @@ async def test_28_a_connection_that_was_paused_at_its_last_byte_can_be_used_agai
                 too_much = bool(gw.leases)
                 if not too_much and any(c.write_paused for c in gw.gateway.clients):
                     paused_at_the_end += 1
-                    assert (await asyncio.wait_for(quick.get("/quick"), 5)).body == b"xx"
+                    assert (await asyncio.wait_for(quick.get("/quick"), PATIENCE)).body == b"xx"
                     await agent.calls.get()
                 assert sock.fileno() > 0
             await gw.settled()

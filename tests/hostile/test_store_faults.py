@@ -99,7 +99,7 @@ def denied(server: Server) -> Callable[[], Any]:
 async def test_53_durable_work_is_503_the_proxy_goes_on_and_nothing_is_lost(
     redis: Server, fault: Callable[[Server], Callable[[], Any]], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with gateways(1, redis.url(patience=0.3)) as (agent, (running,)):
+    async with gateways(1, redis.url(patience=1)) as (agent, (running,)):
         api, wire = await Api.connect(running), await running.connect()
         before = [(await api.create(given=n))["id"] for n in range(3)]
         mend = await asyncio.to_thread(fault, redis)

@@ -35,14 +35,14 @@ async def test_what_was_kept_outlives_a_killed_server(tmp_path: Path) -> None:
 
 async def test_away_is_said_within_the_patience_and_it_works_again(tmp_path: Path) -> None:
     server = Server(tmp_path).start()
-    kept = RedisKept(server.url(patience=0.4))
+    kept = RedisKept(server.url(patience=1))
     try:
         await kept.open()
         server.pause()
         start = time.monotonic()
         with pytest.raises(KeptAway, match="doesn't answer"):
             await kept.put(change("weight/a/v7", 1))
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
         server.resume()
         server.kill()
         with pytest.raises(KeptAway, match=r"Redis at 127\.0\.0\.1"):
@@ -56,7 +56,7 @@ async def test_away_is_said_within_the_patience_and_it_works_again(tmp_path: Pat
 
 async def test_what_is_not_ours_is_refused_in_words(tmp_path: Path) -> None:
     server = Server(tmp_path, "requirepass sesame").start(wait=False)
-    kept = RedisKept(server.url(patience=2))
+    kept = RedisKept(server.url(patience=20))
     try:
         with pytest.raises(KeptAway, match="doesn't let us"):
             await kept.open()
@@ -114,7 +114,8 @@ async def test_a_change_whose_answer_was_lost_is_not_made_twice(tmp_path: Path) 
         await kept.close()
         proxy.close()
         server.kill()
-        await asyncio.sleep(0.05)
+        if passing := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(passing)
 
 
 async def test_behind_sentinels_it_follows_a_failover(tmp_path: Path) -> None:

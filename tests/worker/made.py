@@ -14,7 +14,7 @@ from unjam.runs.model import Event, NewRun, Run
 from unjam.runs.store.base import Store
 from unjam.worker import Worker
 
-PATIENCE = 12.0
+PATIENCE = 60.0
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -140,7 +140,7 @@ async def test_straight_at_a_store_a_worker_says_that_it_is_there_and_that_it_le
         return [each.id for each in await store.workers()]
 
     async with serving(worker):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await there():
                 await asyncio.sleep(0.005)
         (info,) = await store.workers()
@@ -165,7 +165,7 @@ async def test_straight_at_a_store_a_run_keeps_to_the_version_of_a_worker_that_i
         await first.release(job.run, job.fence, None)
         await asyncio.sleep(0)
         await second.open()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(await store.workers()) < 2:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.01)

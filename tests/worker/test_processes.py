@@ -111,7 +111,7 @@ async def test_sigterm_hands_back_and_ends_well(tmp_path: Path, mode: str) -> No
             first.send(signal.SIGTERM)
             assert await first.exit_code() == 0
             assert re.search(rf"{run} auditor attempt 1: handed back after \d", first.said)
-            assert psutil.wait_procs(children, timeout=5)[1] == []
+            assert psutil.wait_procs(children, timeout=20)[1] == []
         found = await store.get(run)
         assert (found.status, found.attempt) == ("queued", 0)
         (tmp_path / "go").touch()
@@ -153,7 +153,7 @@ async def test_children_end_with_a_worker_that_is_killed(tmp_path: Path) -> None
             assert children
             running.send(signal.SIGKILL)
             await running.exit_code()
-        assert (await asyncio.to_thread(psutil.wait_procs, children, 5))[1] == []
+        assert (await asyncio.to_thread(psutil.wait_procs, children, 20))[1] == []
 
 
 @in_loop

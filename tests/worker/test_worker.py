@@ -648,7 +648,7 @@ async def test_a_worker_without_work_leaves_at_once(kind: str) -> None:
         began = time.monotonic()
         worker.stop()
         await serve
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10  # not the half minute of a claim
 
 
 @both
