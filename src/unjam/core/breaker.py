@@ -14,15 +14,16 @@ step.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from unjam.core.evidence import TRIAL_TRIP as RAMP_TRIP
 from unjam.core.evidence import TRIP, Cusum, Learnt, Trial, expected, increments, made_rule
 from unjam.core.spec import BreakerSpec, QualitySpec
 
-__all__ = ["RAMP", "RAMP_TRIP", "TRANSITIONS", "TRIP", "Breaker", "increments"]
+__all__ = ["RAMP", "RAMP_TRIP", "STATES", "TRANSITIONS", "TRIP", "Breaker", "increments"]
 
 State = Literal["closed", "open", "ramping"]
+STATES: Final[tuple[State, ...]] = get_args(State)
 Event = Literal["trip", "elapsed", "passed", "reset"]
 
 #: Every change of state there is; (state, event) pairs that are missing cannot happen.

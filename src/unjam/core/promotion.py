@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import exp, lgamma
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from unjam.core.spec import FAST, HEAVY
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unjam.core.spec import RolloutSpec
 
 State = Literal["running", "paused", "promoted", "rolled_back"]
+STATES: Final[tuple[State, ...]] = get_args(State)
 
 #: Chance of calling a version worse that isn't, per comparison.
 ALPHA: Final = 0.01
@@ -222,7 +223,7 @@ class Promotion:
         """Go on from `saved`, of a rollout of the same version. Raises KeyError, TypeError, ValueError for what isn't
         one. Steps that were taken out since are taken for the last one."""
         state = saved["state"]
-        if state not in ("running", "paused", "promoted", "rolled_back"):
+        if state not in STATES:
             raise ValueError(f"{state!r} is no state of a rollout")
         step = int(saved["step"])
         if step < 0:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from unjam.core import breaker, promotion
 from unjam.kept.base import Change
-
-_BREAKERS = ("closed", "open", "ramping")
-_ROLLOUTS = ("running", "paused", "promoted", "rolled_back")
 
 
 def problem(change: Change) -> str:
@@ -22,7 +20,7 @@ def problem(change: Change) -> str:
     if kind == "drain":
         return "" if isinstance(after, bool) else "whether an endpoint is drained is true or false"
     if kind == "breaker":
-        return "" if after in _BREAKERS else f"a breaker is {', '.join(_BREAKERS)}"
+        return "" if after in breaker.STATES else f"a breaker is {', '.join(breaker.STATES)}"
     if kind == "weight":
         return _weight(after)
     if kind == "rollout":
@@ -40,8 +38,8 @@ def _rollout(after: Any) -> str:
     if not isinstance(after, Mapping):
         return "a rollout is an object"
     before, step = after.get("before"), after.get("step")
-    if not isinstance(after.get("version"), str) or after.get("state") not in _ROLLOUTS:
-        return f"a rollout has a version, and a state of {', '.join(_ROLLOUTS)}"
+    if not isinstance(after.get("version"), str) or after.get("state") not in promotion.STATES:
+        return f"a rollout has a version, and a state of {', '.join(promotion.STATES)}"
     if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not _amount(after.get("held")):
         return "a rollout has a step and the seconds it was held, from 0"
     if not isinstance(before, Mapping) or not all(_amount(weight) for weight in before.values()):
