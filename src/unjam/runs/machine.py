@@ -73,6 +73,15 @@ WORKER_LOST: Final = "worker_lost"
 ATTEMPTS_EXHAUSTED: Final = "attempts_exhausted"
 
 
+def finishing(status: str) -> Trigger:
+    """What happens to a run whose worker says that it ended as `status`. Raises ValueError for what is not for workers
+    to say."""
+    trigger = FINISH.get(status)
+    if trigger is None:
+        raise ValueError(f"no run finishes as {status!r}")
+    return trigger
+
+
 def change(status: Status, trigger: Trigger) -> Change:
     """Raises Illegal."""
     found = TABLE.get((status, trigger))

@@ -129,6 +129,23 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True):
     max_queued: int | None = None
     max_queued_tenant: int | None = None
 
+    def record(self, run: str, created: float, seq: int = 0) -> Run:
+        """What becomes of it: a run with this id, made at `created`."""
+        return Run(
+            id=run,
+            service=self.service,
+            tenant=self.tenant,
+            lane=self.lane,
+            pull=self.pull,
+            version=self.version,
+            retry=self.retry,
+            max_attempts=self.max_attempts,
+            seq=seq,
+            created=created,
+            deadline=self.deadline,
+            metadata=self.metadata,
+        )
+
 
 class Claim(msgspec.Struct, frozen=True):
     """A run that was given to a worker, and what it needs to begin or go on."""

@@ -130,6 +130,16 @@ OnEvents = Callable[[str, Sequence[Event]], None]
 OnReady = Callable[[str], None]
 
 
+class Hints:
+    """Whom a store tells: nobody, until somebody says so. `Store` says of what."""
+
+    def __init__(self) -> None:
+        self.on_growth: OnGrowth = lambda run, seq: None
+        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
+        self.on_ready: OnReady = lambda service: None
+        self._watched: set[str] = set()
+
+
 #: `Store.list` would hide `list` within the class.
 Runs = list[Run]
 Workers = list[WorkerInfo]

@@ -12,11 +12,11 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 from unjam.runs.machine import (
-    FINISH,
     QUEUED,
     TERMINAL,
     after_release,
     change,
+    finishing,
 )
 from unjam.runs.model import (
     Appended,
@@ -28,7 +28,6 @@ from unjam.runs.model import (
     NewRun,
     Run,
     Settled,
-    WorkerInfo,
     age,
     attempt_data,
     created_data,
@@ -44,7 +43,6 @@ from unjam.runs.store.base import (
     QueueFull,
     Runs,
     TenantQueueFull,
-    Workers,
     check_inputs,
     check_size,
 )
@@ -76,19 +74,7 @@ class MemoryStore(Book):
         self._make_room(len(new.input) + RUN + EVENT)
         self._make_room_for_record()
         self._created += 1
-        run = Run(
-            id=new_id(now),
-            service=new.service,
-            tenant=new.tenant,
-            lane=new.lane,
-            pull=new.pull,
-            version=new.version,
-            retry=new.retry,
-            max_attempts=new.max_attempts,
-            created=now,
-            deadline=new.deadline,
-            metadata=new.metadata,
-        )
+        run = new.record(new_id(now), now)
         held = Held(run, new.input, order=self._created, key=key)
         self._held[run.id] = held
         insort(self._by_age, (age(run.id), run.id))
@@ -170,9 +156,7 @@ class MemoryStore(Book):
         batch: int | None = None,
         events: Sequence[NewEvent] = (),
     ) -> Settled:
-        trigger = FINISH.get(status)
-        if trigger is None:
-            raise ValueError(f"no run finishes as {status!r}")
+        trigger = finishing(status)
         check_size(result, error, *(event.data for event in events))
         held = self._get(run)
         if held.settled_by is not None and held.settled_by == fence:
@@ -341,17 +325,3 @@ class MemoryStore(Book):
         queued = self._waiting.lengths()
         services = queued.keys() | self._running.keys()
         return {service: (queued.get(service, 0), self._running.get(service, 0)) for service in services}
-
-    def watch(self, run: str) -> None:
-        self._watched.add(run)
-
-    def unwatch(self, run: str) -> None:
-        self._watched.discard(run)
-
-    # -- workers ------------------------------------------------------------------------------------------------------
-
-    async def announce(self, info: WorkerInfo, ttl: float) -> None:
-        self._presence.announce(info, ttl)
-
-    async def workers(self) -> Workers:
-        return self._presence.workers()

@@ -35,14 +35,11 @@ from unjam.runs.store.base import (
     LOOKED,
     Fenced,
     KeyReused,
-    OnEvents,
-    OnGrowth,
-    OnReady,
     StoreAway,
     UnknownRun,
 )
 from unjam.runs.store.order import Due, QueueName, Waiting
-from unjam.runs.store.presence import Presence
+from unjam.runs.store.presence import OwnedStore
 
 #: Bytes counted for a run and for an event beside their payloads: about what they take.
 RUN, EVENT = 2048, 200
@@ -78,7 +75,7 @@ class Held:
     dropped: bool = False
 
 
-class Book:
+class Book(OwnedStore):
     """See `MemoryStore`, whose state this is."""
 
     def __init__(
@@ -89,9 +86,7 @@ class Book:
         max_bytes: int = 1 << 30,
         max_runs: int = 200_000,
     ) -> None:
-        self.on_growth: OnGrowth = lambda run, seq: None
-        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
-        self.on_ready: OnReady = lambda service: None
+        super().__init__(monotonic)
         self._clock = clock
         self._monotonic = monotonic
         self._max_bytes = max_bytes
@@ -113,8 +108,6 @@ class Book:
         self._dead: dict[str, None] = {}
         #: key → digest, run, wall time of its use.
         self._keys: dict[Key, tuple[bytes, str, float]] = {}
-        self._watched: set[str] = set()
-        self._presence = Presence(monotonic)
 
     # -- who may ----------------------------------------------------------------------------------------------------
 

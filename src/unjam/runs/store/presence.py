@@ -1,4 +1,4 @@
-"""Which workers are there: in memory, for the stores that one process owns."""
+"""What stores that one process owns keep in its memory: which workers are there, and which runs are watched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from unjam.runs.model import WorkerInfo
-from unjam.runs.store.base import LARGEST_WORD, MOST_WORKERS, TooLarge, Workers
+from unjam.runs.store.base import LARGEST_WORD, MOST_WORKERS, Hints, TooLarge, Workers
 
 
 def word(info: WorkerInfo) -> bytes:
@@ -45,3 +45,23 @@ class Presence:
         now = self._clock()
         for gone in [id_ for id_, (until, _) in self._there.items() if until <= now]:
             del self._there[gone]
+
+
+class OwnedStore(Hints):
+    """What these stores have in common. `monotonic`: seconds, for how long a worker's word holds."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        super().__init__()
+        self._presence = Presence(monotonic)
+
+    def watch(self, run: str) -> None:
+        self._watched.add(run)
+
+    def unwatch(self, run: str) -> None:
+        self._watched.discard(run)
+
+    async def announce(self, info: WorkerInfo, ttl: float) -> None:
+        self._presence.announce(info, ttl)
+
+    async def workers(self) -> Workers:
+        return self._presence.workers()

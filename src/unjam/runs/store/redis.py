@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from unjam.runs.machine import FINISH, change
+from unjam.runs.machine import change, finishing
 from unjam.runs.model import (
     EXHAUSTED,
     LOST,
@@ -53,7 +53,7 @@ from unjam.runs.store.base import (
     check_size,
 )
 from unjam.runs.store.presence import word
-from unjam.runs.store.redis_codec import batch_of, checked, created_run, fields_of, flat, run_of, worker_of
+from unjam.runs.store.redis_codec import batch_of, checked, fields_of, flat, run_of, worker_of
 from unjam.runs.store.redis_link import BULK
 from unjam.runs.store.redis_ready import Kind
 from unjam.runs.store.redis_scripts import Scripts, ms, new_token, optional
@@ -107,7 +107,7 @@ class RedisStore(Scripts):
             )
         )  # fmt: skip
         if reply[1] == 2:
-            return created_run(run, new, reply[2]), True
+            return new.record(run, float(reply[2]), seq=1), True
         return run_of(reply[2]), reply[1] == 1
 
     async def claim(
@@ -181,9 +181,7 @@ class RedisStore(Scripts):
         batch: int | None = None,
         events: Sequence[NewEvent] = (),
     ) -> Settled:
-        trigger = FINISH.get(status)
-        if trigger is None:
-            raise ValueError(f"no run finishes as {status!r}")
+        trigger = finishing(status)
         check_size(result, error, *(event.data for event in events))
         to = change("running", trigger).to
         reply = await self._owned(

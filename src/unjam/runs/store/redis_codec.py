@@ -76,24 +76,6 @@ def run_of(values: Sequence[Any]) -> Run:
     )
 
 
-def created_run(run: str, new: NewRun, created: bytes) -> Run:
-    """A run that was just made."""
-    return Run(
-        id=run,
-        service=new.service,
-        tenant=new.tenant,
-        lane=new.lane,
-        pull=new.pull,
-        version=new.version,
-        retry=new.retry,
-        max_attempts=new.max_attempts,
-        seq=1,
-        created=float(created),
-        deadline=new.deadline,
-        metadata=new.metadata,
-    )
-
-
 def fields_of(new: NewRun) -> list[Any]:
     """What is kept of a new run, names and values."""
     fields: list[Any] = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from unjam.runs.model import partition_of
-from unjam.runs.store.base import LEASE, Fenced, OnEvents, OnGrowth, OnReady, StoreAway, StoreError, UnknownRun
+from unjam.runs.store.base import LEASE, Fenced, Hints, StoreAway, StoreError, UnknownRun
 from unjam.runs.store.redis_codec import checked, news_of
 from unjam.runs.store.redis_feed import Channels, Feed
 from unjam.runs.store.redis_link import Link
@@ -26,7 +26,7 @@ _FIELDS: Final = 10_000
 _KINDS: Final = 32
 
 
-class Scripts:
+class Scripts(Hints):
     """See `RedisStore`, whose state this is."""
 
     def __init__(
@@ -37,9 +37,7 @@ class Scripts:
         clock: Callable[[], float] | None = None,
         lease: float = LEASE,
     ) -> None:
-        self.on_growth: OnGrowth = lambda run, seq: None
-        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
-        self.on_ready: OnReady = lambda service: None
+        super().__init__()
         self._place = parse(url)
         self._prefix = self._place.prefix
         self._clock = clock
@@ -47,7 +45,6 @@ class Scripts:
         self._link = Link(self._place, on_warning)
         self._feed = Feed(self._link, self._heard, self._subscribed)
         self._link.on_map = self._feed.replan
-        self._watched: set[str] = set()
         self._services: set[str] = set()
         self._ready: set[str] = set()
         self._heads: dict[Kind, Heads] = {}

@@ -21,22 +21,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
-from unjam.runs.machine import FINISH
-from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled, WorkerInfo
+from unjam.runs.machine import finishing
+from unjam.runs.model import Appended, Batch, Beat, Claim, NewEvent, NewRun, Run, Settled
 from unjam.runs.store import sqlite_reader as reader
 from unjam.runs.store.base import (
     KEPT_AT_LEAST,
     LEASE,
-    OnEvents,
-    OnGrowth,
-    OnReady,
     Runs,
     StoreAway,
     StoreError,
-    Workers,
     check_size,
 )
-from unjam.runs.store.presence import Presence
+from unjam.runs.store.presence import OwnedStore
 from unjam.runs.store.sqlite_desk import Answers, Desk, Done, Job, Jobs, settle
 from unjam.runs.store.sqlite_ledger import Ledger
 from unjam.runs.store.sqlite_schema import INTACT, LOCKED, Lock, code, connect, prepare, translated
@@ -91,7 +87,7 @@ class _Reader:
             self._connection = None
 
 
-class SqliteStore:
+class SqliteStore(OwnedStore):
     """`path`: of the file, which is made where there is none. `clock`: wall time; `monotonic`: what leases go by. Both
     in seconds, and called on any thread. `lease`: seconds that the owners of running runs are given when the file is
     opened: the clock that their leases went by is gone."""
@@ -103,14 +99,10 @@ class SqliteStore:
         monotonic: Callable[[], float] = time.monotonic,
         lease: float = LEASE,
     ) -> None:
-        self.on_growth: OnGrowth = lambda run, seq: None
-        self.on_events: OnEvents = lambda run, events: self.on_growth(run, events[-1].seq + 1)
-        self.on_ready: OnReady = lambda service: None
+        super().__init__(monotonic)
         self.path = Path(path)
-        self._watched: set[str] = set()
         self._ledger = Ledger(clock, monotonic, self._watched, lease)
         self._lock = Lock(self.path)
-        self._presence = Presence(monotonic)
         self._writing: Desk | None = None
         self._reading: Desk | None = None
         self._listing: Desk | None = None
@@ -181,10 +173,9 @@ class SqliteStore:
         batch: int | None = None,
         events: Sequence[NewEvent] = (),
     ) -> Settled:
-        if status not in FINISH:
-            raise ValueError(f"no run finishes as {status!r}")
+        trigger = finishing(status)
         check_size(result, error, *[event.data for event in events])
-        return await self._write(self._ledger.finish, run, fence, status, result, error, batch, events)
+        return await self._write(self._ledger.finish, run, fence, trigger, result, error, batch, events)
 
     async def release(self, run: str, fence: int, checkpoint: bytes | None = None) -> Settled:
         check_size(checkpoint)
@@ -255,20 +246,6 @@ class SqliteStore:
 
     async def dead(self, service: str | None = None, limit: int = 100) -> Runs:
         return await self._list(reader.dead, service, limit)
-
-    def watch(self, run: str) -> None:
-        self._watched.add(run)
-
-    def unwatch(self, run: str) -> None:
-        self._watched.discard(run)
-
-    # -- workers ------------------------------------------------------------------------------------------------------
-
-    async def announce(self, info: WorkerInfo, ttl: float) -> None:
-        self._presence.announce(info, ttl)
-
-    async def workers(self) -> Workers:
-        return self._presence.workers()
 
     # -- on the loop --------------------------------------------------------------------------------------------------
 

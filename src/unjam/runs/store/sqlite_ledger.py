@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from unjam.runs.machine import FINISH, QUEUED, RUNNING, TERMINAL, Trigger, after_loss, after_release, change
+from unjam.runs.machine import QUEUED, RUNNING, TERMINAL, Trigger, after_loss, after_release, change
 from unjam.runs.model import (
     EXHAUSTED,
     LOST,
@@ -47,7 +47,7 @@ _OVERDUE: Final = f"SELECT {COLUMNS} FROM runs WHERE deadline <= ? AND ended IS 
 
 
 class Ledger(State):
-    """Its methods raise what those of `base.Store` of the same names do, and sqlite3.Error."""
+    """Its methods do what those of the same names do in `base.Store`; they also raise sqlite3.Error."""
 
     def create(self, new: NewRun) -> tuple[Run, bool]:
         now = self._clock()
@@ -60,19 +60,7 @@ class Ledger(State):
         if new.max_queued_tenant is not None and self._queued_of(new.service, new.tenant) >= new.max_queued_tenant:
             raise TenantQueueFull(f"{new.max_queued_tenant} runs of this tenant wait for {new.service} already")
         # Always the same partition: ids then are in the order of their making, and so are the index's pages.
-        run = Run(
-            id=new_id(now, 0),
-            service=new.service,
-            tenant=new.tenant,
-            lane=new.lane,
-            pull=new.pull,
-            version=new.version,
-            retry=new.retry,
-            max_attempts=new.max_attempts,
-            created=now,
-            deadline=new.deadline,
-            metadata=new.metadata,
-        )
+        run = new.record(new_id(now, 0), now)
         live = Live(self._next_no, run)
         self._next_no += 1
         self._journal.append((live, None))
@@ -153,7 +141,7 @@ class Ledger(State):
         self,
         run: str,
         fence: int,
-        status: str,
+        trigger: Trigger,
         result: bytes | None,
         error: bytes | None,
         batch: int | None,
@@ -170,7 +158,7 @@ class Ledger(State):
         if result is not None:
             self._rows.results.flat += (live.no, result)
         live.closer = fence
-        return self._end(live, FINISH[status], error)
+        return self._end(live, trigger, error)
 
     def release(self, run: str, fence: int, checkpoint: bytes | None) -> Settled:
         live = self._find(run)
