@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
 
+from unjam import exits
+from unjam.exits import FAILED, USAGE
 from unjam.reporter.child import Child, NoChild
 from unjam.reporter.link import Link
 from unjam.reporter.meter import HostMeter
 from unjam.reporter.options import Options, UsageError, parse
 from unjam.reporter.sidecar import CannotListen, Sidecar
-
-FAILED = 1
-USAGE = 2
 
 log = logging.getLogger("unjam.reporter")
 
@@ -83,15 +81,5 @@ def _tls(options: Options) -> ssl.SSLContext | None:
         raise UsageError(f"--ca {options.ca} holds no certificates in PEM form.") from None
 
 
-def console() -> None:
-    """Ends the process with the exit code."""
-    try:
-        code = main(sys.argv[1:], os.environ)
-    except KeyboardInterrupt:
-        # Before the loop had its handlers.
-        code = 130
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    console()
+    exits.run(main)

@@ -7,11 +7,11 @@ the application returns. `GET /.well-known/unjam/load` is answered here, with JS
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from unjam.reporter.figures import FORWARDED, PATH, Figures, Format, HasRead
+from unjam.reporter.figures import FORWARDED
+from unjam.reporter.middleware import Middleware
 from unjam.wire.orca import HEADER
 
 Message = MutableMapping[str, Any]
@@ -23,31 +23,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
-class LoadHeaders:
-    """`app` with the header on its responses (an application that sets it itself is not overruled).
-
-    `every`: least seconds between two readings of `machine` (a `unjam.reporter.machine.Machine`; None: only requests
-    are counted). `format`: `text` or `json`. `path`: where the JSON is, None for nowhere. `waiting`: tells how many of
-    the requests in flight the application has not begun. `shared`: a file in which the server's worker processes count
-    together; without it each tells only of its own.
-
-    ValueError for options that cannot be, OSError when `shared` can't be made.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        every: float = 1.0,
-        format: Format = "text",  # noqa: A002
-        machine: HasRead | None = None,
-        path: str | None = PATH,
-        waiting: Callable[[], int] | None = None,
-        shared: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.app = app
-        self._figures = Figures(every=every, format=format, machine=machine, waiting=waiting, shared_file=shared)
-        self._path = path
+class LoadHeaders(Middleware[App]):
+    """`app` with the header on its responses; see `Middleware` for the options."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

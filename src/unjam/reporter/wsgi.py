@@ -7,11 +7,11 @@ JSON, unless it came through a proxy.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from unjam.reporter.figures import FORWARDED, PATH, Figures, Format, HasRead
+from unjam.reporter.figures import FORWARDED
+from unjam.reporter.middleware import Middleware
 from unjam.wire.orca import HEADER
 
 Environ = dict[str, Any]
@@ -22,31 +22,8 @@ _NAME = HEADER.decode()
 _FORWARDED = tuple("HTTP_" + name.decode().upper().replace("-", "_") for name in FORWARDED)
 
 
-class LoadHeaders:
-    """`app` with the header on its responses (an application that sets it itself is not overruled).
-
-    `every`: least seconds between two readings of `machine` (a `unjam.reporter.machine.Machine`; None: only requests
-    are counted). `format`: `text` or `json`. `path`: where the JSON is, None for nowhere. `waiting`: tells how many of
-    the requests in flight the application has not begun. `shared`: a file in which the server's worker processes count
-    together; without it each tells only of its own.
-
-    ValueError for options that cannot be, OSError when `shared` can't be made.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        every: float = 1.0,
-        format: Format = "text",  # noqa: A002
-        machine: HasRead | None = None,
-        path: str | None = PATH,
-        waiting: Callable[[], int] | None = None,
-        shared: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.app = app
-        self._figures = Figures(every=every, format=format, machine=machine, waiting=waiting, shared_file=shared)
-        self._path = path
+class LoadHeaders(Middleware[App]):
+    """`app` with the header on its responses; see `Middleware` for the options."""
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")

@@ -9,11 +9,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from unjam import exits
+from unjam.exits import USAGE
 from unjam.worker.worker import Worker
-
-FAILED = 1
-USAGE = 2
-
 
 #: (option, metavar, what it does): `unjam worker --help` says the same.
 OPTIONS = (
@@ -97,15 +95,5 @@ def _override(worker: Worker, options: argparse.Namespace, env: Mapping[str, str
         worker.version = options.version
 
 
-def console() -> None:
-    """Ends the process with the exit code."""
-    try:
-        code = main(sys.argv[1:], os.environ)
-    except KeyboardInterrupt:
-        # Before the loop had its handlers.
-        code = 130
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    console()
+    exits.run(main)
