@@ -13,6 +13,8 @@ import argparse
 import asyncio
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import parse_qsl
 
 _BODY = b'{"answer": 42}'
@@ -68,17 +70,17 @@ class Endpoint(asyncio.Protocol):
         return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-async def serve(port: int) -> None:
-    plan = Plan()
-    server = await asyncio.get_running_loop().create_server(lambda: Endpoint(plan), "127.0.0.1", port)
+async def serve(port: int, endpoint: Callable[[], asyncio.Protocol]) -> None:
+    server = await asyncio.get_running_loop().create_server(endpoint, "127.0.0.1", port)
     await server.serve_forever()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(about: str | None, endpoint: Callable[[], asyncio.Protocol]) -> None:
+    """The program: serves each connection with a new `endpoint` until it is killed."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
-    asyncio.run(serve(parser.parse_args().port))
+    asyncio.run(serve(parser.parse_args().port, endpoint))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, partial(Endpoint, Plan()))

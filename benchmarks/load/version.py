@@ -9,11 +9,10 @@ POST gets a chat completion, or a stream of events where the request asks for on
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import json
 import re
 import time
+from functools import partial
 
 from . import planted
 from .messages import websocket_accept
@@ -96,17 +95,5 @@ class Version(planted.Endpoint):
             self.transport.close()
 
 
-async def serve(port: int) -> None:
-    plan = Plan()
-    server = await asyncio.get_running_loop().create_server(lambda: Version(plan), "127.0.0.1", port)
-    await server.serve_forever()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, required=True)
-    asyncio.run(serve(parser.parse_args().port))
-
-
 if __name__ == "__main__":
-    main()
+    planted.main(__doc__, partial(Version, Plan()))
