@@ -23,7 +23,7 @@ from .pages import ROOT, Block, Command
 
 _PORT = re.compile(r"\b(8080|8081|8082|8443|90[01]\d)\b")
 _MARK = "@@done@@"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Session:
