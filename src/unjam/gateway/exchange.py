@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
 from unjam.core.spec import Timeouts
-from unjam.gateway import heads, loads, maintenance, respond, retries
-from unjam.gateway.own_verdicts import REJECTED, heed, judged_bad
+from unjam.gateway import heads, loads, maintenance, own_verdicts, respond, retries
 from unjam.gateway.states import (
     CONNECTING,
     ENDED,
@@ -315,7 +314,7 @@ class Exchange(Request):
         if memo is None:
             memo = heads.answer_memo(head)
             if head.memo is None:
-                heed(self, head, now)
+                own_verdicts.heed(self, head, now)
         if head.status >= 500 and retries.goes_elsewhere(self, Outcome.SERVER_ERROR, "agent_error", now):
             raise Unwanted
         self.first_byte = self.last = now
@@ -384,18 +383,9 @@ class Exchange(Request):
             return
         if self.chunk_out:
             self.client.transport.write(b"0\r\n\r\n")
-        status = self.status
         outcome = Outcome.OK
-        if status >= 500:
-            outcome = Outcome.SERVER_ERROR
-        elif status >= 400:
-            outcome = Outcome.CLIENT_ERROR
-        elif self.events is not None and self.events.errors:
-            outcome = Outcome.SERVER_ERROR
-            self.reason = "error_event"
-        elif self.reason == REJECTED or (self.events is not None and self.events.verdict and judged_bad(self)):
-            outcome = Outcome.REJECTED_QUALITY
-            self.reason = REJECTED
+        if self.status >= 400 or self.events is not None or self.reason:
+            outcome = own_verdicts.outcome(self)
         self._end(outcome, reusable and self.body_done, now)
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
@@ -478,6 +468,8 @@ class Exchange(Request):
     def cut(self, outcome: Outcome, reason: str, message: str) -> None:
         """The client has part of an answer that will never be whole: say so where the format lets us, then close
         without the mark of a clean end."""
+        if outcome is Outcome.CANCELLED:
+            outcome = own_verdicts.left(self)
         self.reason = reason
         client = self.client
         client.keep_alive = False
@@ -513,10 +505,11 @@ class Exchange(Request):
         if self.state == TUNNELLING:
             self._end(Outcome.OK, False)  # its last words are flushed to the endpoint
             return
+        outcome = own_verdicts.left(self)
         self.withdraw()
         self.status = status
         self.reason = self.reason or "client_gone"
-        self._end(Outcome.CANCELLED, False)
+        self._end(outcome, False)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

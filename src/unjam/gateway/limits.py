@@ -58,13 +58,18 @@ def enforce(exchange: Exchange, now: float) -> float:
 
 
 def _timed_out(exchange: Exchange, now: float, reason: str, message: str) -> float:
-    if exchange.state == WAITING and retries.spares(exchange, Outcome.TIMEOUT, reason, now, 504):
+    outcome = Outcome.TIMEOUT
+    if exchange.state == TUNNELLING or exchange.client.write_paused or retries.still_sending(exchange):
+        # How long a tunnel lasts, and its silence, is up to both sides; and a client that neither sends nor reads what
+        # there is must not be able to make a version look bad.
+        outcome = Outcome.CANCELLED
+    if exchange.state == WAITING and retries.spares(exchange, outcome, reason, now, 504):
         return now  # it has limits of its own where it is now
     exchange.drop_upstream()
     if exchange.state in (RELAYING, TUNNELLING):
-        exchange.cut(Outcome.TIMEOUT, reason, message)
+        exchange.cut(outcome, reason, message)
     else:
-        exchange.fail(504, reason, message, outcome=Outcome.TIMEOUT)
+        exchange.fail(504, reason, message, outcome=outcome)
     return NEVER
 
 

@@ -1,12 +1,13 @@
-"""What answers say to the gateway in passing: of their endpoint's load, and of their own quality."""
+"""What answers say to the gateway in passing: of their endpoint's load, of their own quality, and whether they are
+failures. What has been said counts, also when nobody waits for the rest."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from unjam.core.model import Outcome
+from unjam.core.model import FAILURES, Outcome
 from unjam.gateway import loads, retries
-from unjam.gateway.states import Unwanted
+from unjam.gateway.states import RELAYING, Unwanted
 from unjam.wire import verdict
 
 if TYPE_CHECKING:
@@ -48,3 +49,29 @@ def judged_bad(exchange: Exchange) -> bool:
         return False
     exchange.stats.verdict("agent", "bad" if said.bad else "good")
     return said.bad
+
+
+def outcome(exchange: Exchange) -> Outcome:
+    """How an answer ends, or would have ended for all that has come of it."""
+    events = exchange.events
+    if exchange.status >= 500:
+        return Outcome.SERVER_ERROR
+    if exchange.status >= 400:
+        return Outcome.CLIENT_ERROR
+    if events is not None and events.errors:
+        exchange.reason = "error_event"
+        return Outcome.SERVER_ERROR
+    if exchange.reason == REJECTED or (events is not None and events.verdict and judged_bad(exchange)):
+        exchange.reason = REJECTED
+        return Outcome.REJECTED_QUALITY
+    return Outcome.OK
+
+
+def left(exchange: Exchange) -> Outcome:
+    """The outcome of an exchange whose caller waits no longer: its own doing, unless the answer under way was a failure
+    by then."""
+    if exchange.state == RELAYING:
+        said = outcome(exchange)
+        if said in FAILURES:
+            return said
+    return Outcome.CANCELLED

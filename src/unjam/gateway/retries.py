@@ -23,6 +23,11 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 STALE = 1.0
 
 
+def still_sending(exchange: Exchange) -> bool:
+    """Its request is not whole, and that is not for want of an endpoint that reads it."""
+    return not exchange.body_done and not exchange.client.read_paused
+
+
 def shields(exchange: Exchange, lease: Lease) -> bool:
     """Whether a failing answer would be kept from the client, as far as the request itself goes."""
     retry = lease.service.spec.retry
@@ -114,6 +119,9 @@ def lost(exchange: Exchange) -> None:
     lease = exchange.lease
     assert lease is not None
     now = monotonic()
+    # Half a request is nothing that an endpoint can fail at: it may have waited for the rest as long as it could.
+    unasked = still_sending(exchange)
+    outcome = Outcome.CANCELLED if unasked else Outcome.SERVER_ERROR
     reused = connection is not None and connection.used
     idempotent = exchange.head.method in IDEMPOTENT or b"idempotency-key" in exchange.head.known
     stale = reused and now - exchange.sent_at < STALE
@@ -125,12 +133,10 @@ def lost(exchange: Exchange) -> None:
         exchange.state = CONNECTING
         upstream: Upstream = lease.endpoint.shell
         upstream.connect(exchange, exchange.timeouts().connect)
-    elif spares(exchange, Outcome.SERVER_ERROR, "endpoint_lost", now):
+    elif spares(exchange, outcome, "endpoint_lost", now):
         return
     elif idempotent:
-        next_endpoint(
-            exchange, Outcome.SERVER_ERROR, 502, "endpoint_lost", "The agent's connection was lost before it answered."
-        )
+        next_endpoint(exchange, outcome, 502, "endpoint_lost", "The agent's connection was lost before it answered.")
     else:
         exchange.fail(
             502,
@@ -138,5 +144,5 @@ def lost(exchange: Exchange) -> None:
             "The agent's connection was lost before it answered. It may have begun the work, so the request was "
             "not sent again; send an Idempotency-Key header to allow that."
             + (" (The connection had been kept alive by the endpoint.)" if reused else ""),
-            outcome=Outcome.SERVER_ERROR,
+            outcome=outcome,
         )
