@@ -53,8 +53,8 @@ async def all_ended(gw: Running) -> None:
 
 async def tunnel(call: Call) -> None:
     await call.write(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %b\r\n\r\n"
-        % websocket.accept_for(KEY)
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n\r\n" % websocket.accept_for(KEY)
     )
     await until_gone(call)
 
