@@ -61,7 +61,6 @@ class Origin:
         self.cursor = 0
         self.slot = 0
         self.streams = 0
-        self.stalls = 0
         for _ in range(ports):
             listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
             listener.setblocking(False)
@@ -202,7 +201,7 @@ class Origin:
                     ended = True
                     c.left = -1
             except BlockingIOError:
-                self.stalls += 1
+                pass  # it reads slowly: it misses one
             except OSError:
                 self.close(c)
         if ended:

@@ -65,15 +65,6 @@ def test_tick_clears_what_expired_a_bounded_number_at_a_time() -> None:
     assert sessions.count(A) == 5
 
 
-def test_unbind_ends_one_session() -> None:
-    sessions = Sessions(ttl=10.0)
-    sessions.bind("s", A, 0.0)
-    sessions.unbind("s")
-    sessions.unbind("s")
-    assert sessions.lookup("s", 0.0) is None
-    assert sessions.count(A) == 0
-
-
 def test_long_keys_are_kept_short_and_apart() -> None:
     sessions = Sessions(ttl=10.0)
     one, two = "k" * 8000 + "1", "k" * 8000 + "2"
@@ -84,8 +75,6 @@ def test_long_keys_are_kept_short_and_apart() -> None:
     binding = sessions.binding(one)
     assert binding is not None
     assert binding.endpoint is A
-    sessions.unbind(one)
-    assert sessions.lookup(one, 1.0) is None
 
 
 @pytest.mark.parametrize(("ttl", "entries"), [(0.0, 1), (-1.0, 1), (1.0, 0)])

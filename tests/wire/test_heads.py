@@ -135,15 +135,6 @@ def test_a_response_as_providers_send_it() -> None:
     assert head.get(b"server") == b"x"
 
 
-def test_a_reader_is_reset() -> None:
-    reader = ResponseReader()
-    assert reader.feed(b"HTTP/1.1 2") is None
-    assert reader.pending
-    reader.reset()
-    assert not reader.pending
-    assert reader.feed(b"HTTP/1.1 200 OK\r\n\r\n") is not None
-
-
 def test_what_we_write_reads_back() -> None:
     lines = [field_line(b"X-A", b"1"), field_line(b"X-B", b"")]
     head = read(request_head("POST", b"/a?b", b"host:1", lines))

@@ -87,14 +87,6 @@ class Sessions:
         self._keys.setdefault(endpoint, set()).add(key)
         return self._epoch
 
-    def unbind(self, key: str) -> None:
-        """End one session. Unknown keys are ignored."""
-        if len(key) > MAX_KEY:
-            key = _digest(key)
-        binding = self._bindings.get(key)
-        if binding is not None:
-            self._drop(key, binding)
-
     def forget(self, endpoint: Endpoint) -> int:
         """The endpoint is gone: its sessions are placed anew at their next request. Returns how many there were."""
         keys = self._keys.pop(endpoint, None)

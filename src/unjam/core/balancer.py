@@ -43,8 +43,6 @@ class Rng(Protocol):
 
     def random(self) -> float: ...
 
-    def getrandbits(self, k: int, /) -> int: ...
-
 
 class Balancer(Operations):
     """One per gateway. `services`, `regions`: by name, as configured; read them, change them through the methods.

@@ -154,9 +154,8 @@ class Hub:
         self._away: set[_Topic] = set()
         self._again = 0.0
         self._reads = asyncio.Semaphore(READS)
-        #: How many follow, and reads so far.
+        #: How many follow.
         self.followers = 0
-        self.reads = 0
         store.on_growth = self.grown
         store.on_events = self.told
 
@@ -294,7 +293,6 @@ class Hub:
                 promised = first < topic.known
                 async with self._reads:
                     batch = await self._store.read(topic.run, first - 1, LIMIT, SIZE)
-                self.reads += 1
                 topic.known = max(topic.known, batch.next) if batch.events else max(batch.next, topic.hint)
                 if not batch.ended and _cut(batch):
                     topic.known = max(topic.known, batch.next + 1)

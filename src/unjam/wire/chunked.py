@@ -54,10 +54,8 @@ class ChunkedReader:
         self._side: Literal["client", "endpoint"] = side
         self.reset()
 
-    def reset(self, limits: Limits | None = None) -> None:
+    def reset(self) -> None:
         """Ready for the next body."""
-        if limits is not None:
-            self._limits = limits
         self._state = _AT_SIZE
         self._left = 0  # bytes of chunk data still to come
         self._extensions = 0  # bytes of chunk extensions so far

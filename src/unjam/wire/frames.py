@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 # Close codes (section 7.4.1 and the IANA registry). 4000 to 4999 are the application's own.
-NORMAL: Final = 1000
-GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
 UNSUPPORTED: Final = 1003
 #: Never on the wire: what a close frame without a code stands for.

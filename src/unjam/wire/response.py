@@ -132,10 +132,6 @@ class ResponseReader:
         """Whether part of a head has arrived."""
         return self._scanner is not None and self._scanner.pending
 
-    def reset(self) -> None:
-        self._scanner = None
-        self.rest = b""
-
     def forget(self) -> None:
         """Let go of earlier heads and of `rest`."""
         self._memory = Memory(TABLE)
