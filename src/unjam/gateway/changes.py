@@ -17,6 +17,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from msgspec.structs import replace
+
 from unjam.config import Config
 from unjam.gateway.webhooks import Event, Webhooks
 from unjam.kept.base import MOST, Change, Kept, KeptError
@@ -311,7 +313,7 @@ class Changes:
         self._highest = last
         for n, change in enumerate(changes, last - len(changes) + 1):
             if self._latest[change.key] is change:
-                self._latest[change.key] = _numbered(change, n)
+                self._latest[change.key] = replace(change, n=n)
         return ""
 
     async def _poll(self) -> None:
@@ -344,7 +346,7 @@ class Changes:
         if lost or (found and found[0].n != self._last + 1):
             # Longer away than the log goes back, or the place has lost data and counts anew.
             if lost:
-                self._latest = {key: _numbered(change, 0) for key, change in self._latest.items()}
+                self._latest = {key: replace(change, n=0) for key, change in self._latest.items()}
             self._put_in_force(await self._kept.current())
             return
         for change in found:
@@ -441,16 +443,3 @@ def _file_weights(config: Config) -> dict[tuple[str, str], float]:
 
 def _number(change: Change) -> int:
     return change.n
-
-
-def _numbered(change: Change, n: int) -> Change:
-    return Change(
-        key=change.key,
-        after=change.after,
-        before=change.before,
-        who=change.who,
-        where=change.where,
-        why=change.why,
-        at=change.at,
-        n=n,
-    )
