@@ -140,12 +140,12 @@ def test_an_interrupted_command_is_quiet(unjam: Unjam, monkeypatch: pytest.Monke
 
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
+        super().__init__("localhost", timeout=20)
         self._path = str(path)
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(20)
         self.sock.connect(self._path)
 
 

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SSE = {"accept": "text/event-stream"}
 
 
-def until(true: Callable[[], Any], seconds: float = 10) -> None:
+def until(true: Callable[[], Any], seconds: float = 30) -> None:
     """Polls, because what is awaited happens in another process."""
     end = time.monotonic() + seconds
     while not true():
@@ -71,11 +71,11 @@ def test_work_beyond_the_slots_waits_in_the_agent_and_leaves_with_its_client(sta
     with httpx.stream("GET", f"{agent.url}/audit", headers=SSE) as audit:
         until(lambda: agent.health()["running"] == 1)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.get(f"{agent.url}/hello", timeout=0.3)
+            httpx.get(f"{agent.url}/hello", timeout=httpx.Timeout(20, read=0.3))
         until(lambda: agent.health()["waiting"] == 0)  # the hello has left the queue
         assert audit.status_code == 200
         assert agent.health()["running"] == 1
-    assert httpx.get(f"{agent.url}/hello", timeout=5).status_code == 200  # the audit hung up: its slot is free
+    assert httpx.get(f"{agent.url}/hello", timeout=15).status_code == 200  # the audit hung up: its slot is free
 
 
 def test_sigterm_finishes_what_runs_and_takes_nothing_new(start: Any, ledger: Any) -> None:
@@ -94,7 +94,7 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(start: Any, ledger: An
 
         until(refused)
         assert audit.result().json()["pages"] == 20
-    assert agent.process.wait(10) == 0
+    assert agent.process.wait(30) == 0
 
 
 def test_a_killed_auditor_leaves_no_worker_process(start: Any, ledger: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_killed_auditor_leaves_no_worker_process(start: Any, ledger: Any) -> N
     workers = psutil.Process(agent.process.pid).children(recursive=True)
     assert workers
     agent.process.kill()
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 # ------------------------------------------------------------------------------------------------------ script runner
@@ -117,14 +117,16 @@ def test_scripts_run_by_name_and_by_text(start: Any) -> None:
     assert (given["output"], given["code"], given["why"]) == ("['a', '2']\n", 3, "finished")
 
 
-def test_a_script_streams_its_output_while_it_runs(start: Any) -> None:
-    script = "import sys, time\nsys.stdout.write('one\\n')\ntime.sleep(0.5)\nsys.stdout.write('two\\n')"
+def test_a_script_streams_its_output_while_it_runs(start: Any, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    wait = f"while not os.path.exists({str(seen)!r}):\n    time.sleep(0.01)"
+    script = f"import os, sys, time\nsys.stdout.write('one\\n')\n{wait}\nsys.stdout.write('two\\n')"
     with httpx.stream("POST", f"{start('script_runner.py').url}/run", json={"script": script}, headers=SSE) as response:
         events = []
         for event, data in parse(response.iter_lines()):
-            events.append((event, data.get("text"), time.monotonic()))
-    assert [(event, text) for event, text, _ in events] == [("output", "one\n"), ("output", "two\n"), ("exit", None)]
-    assert events[1][2] - events[0][2] > 0.3
+            events.append((event, data.get("text")))
+            seen.touch()
+    assert events == [("output", "one\n"), ("output", "two\n"), ("exit", None)]
 
 
 def test_a_script_ends_with_its_client(start: Any, tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_script_ends_with_its_client(start: Any, tmp_path: Path) -> None:
         until(lambda: len(psutil.Process(agent.process.pid).children()) == 1)
         (script,) = psutil.Process(agent.process.pid).children()
         folder = script.cwd()
-    assert psutil.wait_procs([script], timeout=10)[1] == []
+    assert psutil.wait_procs([script], timeout=20)[1] == []
     until(lambda: agent.health()["running"] == 0)
     assert not Path(folder).exists()
 
@@ -205,7 +207,7 @@ def test_an_audit_ends_with_its_client(start: Any, ledger: Any) -> None:
     agent = start("auditor.py", "--document", ledger[0], "--pace", 1)
     with httpx.stream("GET", f"{agent.url}/audit", headers=SSE) as response:
         next(response.iter_lines())
-    until(lambda: agent.health()["running"] == 0, seconds=3)  # it had 19 seconds to go
+    until(lambda: agent.health()["running"] == 0, seconds=10)  # it had 19 seconds to go
 
 
 def test_the_same_arguments_make_the_same_pdf(tmp_path: Path, ledger: Any) -> None:

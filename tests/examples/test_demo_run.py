@@ -33,7 +33,7 @@ def family(demo: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return psutil.wait_procs(processes, timeout=10)[1]
+    return psutil.wait_procs(processes, timeout=20)[1]
 
 
 def test_once_answers_every_request_and_leaves_nothing(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ async def test_the_later_of_two_changes_counts_for_everybody(shared: Shared) -> 
         for n in range(6):
             await asyncio.gather(admin.weigh(v8=n), there.weigh(v8=100 + n))
             shared_weight = (await shared.current())["weight/agent/v8"].after["weight"]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while not ((await admin.weights())["v8"] == (await there.weights())["v8"] == shared_weight):
                     await asyncio.sleep(0.01)
 

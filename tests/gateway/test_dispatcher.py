@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.clocks import Awake
 from tests.gateway.harness import Agent, Call, gateway, in_loop, until, until_gone
 from tests.gateway.pushing import Faulty, Pushing, error_of, one, pushing
 from unjam.gateway import envelope, journal
@@ -519,7 +520,7 @@ async def test_runs_are_claimed_when_the_store_is_back() -> None:
 async def test_long_silence_is_held_without_a_task_for_each_run() -> None:
     held = Held()
     (agent,) = await started(held)
-    async with pushing(agent, config=one(agent, slots=100), lease=0.6) as pushed:
+    async with pushing(agent, config=one(agent, slots=100), store=Faulty(monotonic=Awake()), lease=0.6) as pushed:
         runs = [await pushed.submit(number) for number in range(40)]
         await until(lambda: held.now == 40)
         while pushed.store.calls["heartbeat"] < 4 * 40:
@@ -683,13 +684,14 @@ services:
 async def test_a_run_keeps_to_the_version_that_began_it() -> None:
     """Also when that gets no traffic any more; the run says which it is."""
     tries = [0]
+    shown = asyncio.Event()
 
     async def breaks(call: Call) -> None:
         tries[0] += 1
         if tries[0] == 1:
             await call.start_events()
             await call.chunk(b"data: 1\n\n")
-            await asyncio.sleep(0.2)
+            await shown.wait()
             call.abort()
         else:
             await call.answer(b"old")
@@ -703,7 +705,8 @@ async def test_a_run_keeps_to_the_version_that_began_it() -> None:
         balancer.set_weight("agent", "v8", 0.0, 0.0)
         run = await pushed.submit(retry="restart")
         await pushed.logged(run, "message")
-        async with asyncio.timeout(10):
+        shown.set()
+        async with asyncio.timeout(20):
             while (await pushed.store.get(run.id)).version != "v7":
                 await asyncio.sleep(0.01)
         balancer.set_weight("agent", "v8", 1.0, 0.0)

@@ -125,7 +125,7 @@ async def test_a_connection_with_a_body_still_unsent_serves_nobody_else() -> Non
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
             assert (await wire.answer("POST")).status == 200
             await wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            other = await asyncio.wait_for(endpoint.accept(), 5)
+            other = await asyncio.wait_for(endpoint.accept(), 20)
             other.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nnew")
             assert (await wire.answer()).body == b"new"
 
@@ -172,6 +172,6 @@ async def test_a_body_is_asked_for_whatever_the_lengths_before_it_were() -> None
             assert (await wire.answer("POST", interim)).status == 200
             assert interim == []
         await wire.send(EXPECTING % (b"/", 5))
-        assert await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), 20) == b"HTTP/1.1 100 Continue\r\n\r\n"
         await wire.send(b"12345")
         assert (await wire.answer("POST")).status == 200

@@ -108,7 +108,7 @@ async def test_the_last_words_of_a_tunnel_reach_the_endpoint() -> None:
             wire.close()
             await until(lambda: not gw.gateway.clients)
             go.set()
-            assert len(await asyncio.wait_for(heard, 5)) == len(words)
+            assert len(await asyncio.wait_for(heard, 20)) == len(words)
             await until(lambda: not gw.gateway.descriptors)
 
 
@@ -159,7 +159,7 @@ async def test_an_answer_without_framing_that_breaks_off_does_not_end_cleanly(se
 
         def read() -> bytes:
             """Blocking, as asyncio takes an end without close_notify for a clean one."""
-            connection = socket.create_connection(("127.0.0.1", gw.port), timeout=5)
+            connection = socket.create_connection(("127.0.0.1", gw.port), timeout=20)
             if secure:
                 trust = ssl.create_default_context(cafile=cert)
                 connection = trust.wrap_socket(connection, server_hostname="localhost", suppress_ragged_eofs=False)

@@ -108,7 +108,7 @@ async def test_in_the_answer_to_a_handshake() -> None:
             b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
-        head = await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), 20)
         assert head.startswith(b"HTTP/1.1 101 ")
         assert b"load-metrics" not in head.lower()
         assert source(running, agent, "header")["cpu"] == 0.9

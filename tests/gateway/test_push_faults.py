@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.clocks import Awake
 from tests.gateway.harness import Agent, Call, in_loop, until, until_gone
 from tests.gateway.pushing import Faulty, error_of, one, pushing
 from unjam.gateway import answers as words
@@ -24,7 +25,7 @@ async def one_event(call: Call) -> None:
 async def test_a_store_without_room_for_events_still_gets_signs_of_life() -> None:
     """What is shown and not yet written must not cost the run its worker, which is alive."""
     agent = await Agent(one_event).start()
-    store = Faulty()
+    store = Faulty(monotonic=Awake())
     async with pushing(agent, config=one(agent), store=store, lease=0.6) as pushed:
         store.away = {"append", "finish"}
         run = await pushed.submit({})

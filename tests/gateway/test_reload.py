@@ -223,14 +223,14 @@ async def test_an_idle_tls_client_that_does_not_read_does_not_hold_up_a_drain(
 
         def ask() -> ssl.SSLSocket:
             trust = ssl.create_default_context(cafile=pair[0])
-            made = socket.create_connection(("127.0.0.1", gw.port), timeout=5)
+            made = socket.create_connection(("127.0.0.1", gw.port), timeout=20)
             connection = trust.wrap_socket(made, server_hostname="localhost")
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             connection.recv(4096)
             return connection
 
         with await asyncio.to_thread(ask):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 await gw.server.drain()
             assert not gw.gateway.clients
 

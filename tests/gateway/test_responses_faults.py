@@ -132,7 +132,7 @@ async def test_a_stream_that_is_asked_for_as_a_drain_begins_does_not_hold_it_up(
         asking = asyncio.create_task(Reader.of(running, response))
         await store.asked.wait()
         draining = asyncio.create_task(running.server.drain())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not running.gateway.draining:
                 await asyncio.sleep(0.01)
             store.gate.set()

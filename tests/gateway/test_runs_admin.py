@@ -79,7 +79,7 @@ async def test_operators_list_show_cancel_and_requeue() -> None:
         async def is_failed() -> bool:
             return (await store.get(lost["id"])).status == "failed"
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not await is_failed():  # the gateway's own sweep, once a second
                 await asyncio.sleep(0.05)
 
@@ -198,7 +198,7 @@ async def test_what_ended_long_ago_is_deleted(monkeypatch: pytest.MonkeyPatch) -
         async def known() -> bool:
             return (await api.call("GET", f"/v1/runs/{run['id']}"))[0] == 200
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await known():
                 await asyncio.sleep(0.01)
         assert (await api.call("GET", f"/v1/runs/{kept['id']}"))[0] == 200

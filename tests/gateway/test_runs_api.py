@@ -703,7 +703,7 @@ async def test_held_clients_are_told_when_the_gateway_stops() -> None:
         durable = one.server.durable
         assert durable is not None
         await until(lambda: len(durable.held) == 3 and len(durable.ready) == 1)
-        await asyncio.wait_for(one.server.drain(), 10)
+        await asyncio.wait_for(one.server.drain(), 20)
         assert (await waits.read("GET", here))[1]["status"] == "queued"
         assert (await polls.read("GET", f"{here}/events"))[0] == 204
         assert (await worker.read("POST", "/v1/workers/claim"))[0] == 204

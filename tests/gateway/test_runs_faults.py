@@ -17,7 +17,10 @@ async def waits(api: Api, worker: str, *lanes: str) -> None:
 
 
 @in_loop
-async def test_an_idle_worker_gets_a_run_although_others_wait_longer_that_may_not_have_it() -> None:
+async def test_an_idle_worker_gets_a_run_although_others_wait_longer_that_may_not_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("unjam.runs.ready.RECONCILE", 60.0)  # nobody looks unasked
     async with runs_gateway() as running:
         assert running.server.durable is not None
         ready = running.server.durable.ready
@@ -28,14 +31,15 @@ async def test_an_idle_worker_gets_a_run_although_others_wait_longer_that_may_no
         await waits(worker, "fast", "fast")
         await until(lambda: len(ready) == 5)
         client = await Api.connect(running)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             run = await client.create()
             status, claim = await worker.read("POST", "/v1/workers/claim")
         assert (status, claim["run"]["id"]) == (200, run["id"])
 
 
 @in_loop
-async def test_a_worker_that_left_takes_no_hint_with_it() -> None:
+async def test_a_worker_that_left_takes_no_hint_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unjam.runs.ready.RECONCILE", 60.0)
     async with runs_gateway() as running:
         assert running.server.durable is not None
         ready = running.server.durable.ready
@@ -45,7 +49,7 @@ async def test_a_worker_that_left_takes_no_hint_with_it() -> None:
         await waits(worker, "w2", "fast")
         await until(lambda: len(ready) == 2)
         leaves.wire.writer.transport.abort()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             run = await client.create()
             status, claim = await worker.read("POST", "/v1/workers/claim")
         assert (status, claim["run"]["id"]) == (200, run["id"])

@@ -360,7 +360,7 @@ async def test_a_deleted_response_is_gone_at_every_gateway() -> None:
         assert (await two.call("GET", responses[1]))[0] == 404
         # The one that runs is gone everywhere when its worker has heard of it.
         await finish(two, claimed, "cancelled")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (await two.call("GET", responses[0]))[0] != 404:
                 await asyncio.sleep(0.05)
 

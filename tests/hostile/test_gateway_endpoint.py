@@ -116,7 +116,7 @@ async def test_31_an_endpoint_that_accepts_and_closes_at_once_hangs_nobody() -> 
     async with gateway(config=config) as gw:
         for _ in range(20):
             wire = await gw.connect()
-            answer = await asyncio.wait_for(wire.post(), 5)
+            answer = await asyncio.wait_for(wire.post(), 20)
             assert answer.status in (502, 503)
         assert gw.leases == 0
     server.close()
@@ -212,7 +212,7 @@ async def test_33_a_malformed_answer_is_502_and_its_connection_is_not_used_again
         wire = await gw.connect()
         with capture_logs() as lines:
             for number, raw in enumerate(BAD_ANSWERS, 1):
-                answer = await asyncio.wait_for(wire.get(), 5)
+                answer = await asyncio.wait_for(wire.get(), 20)
                 assert answer.status == 502, raw[:60]
                 assert agent.connections == number
         assert gw.gateway.stats.upstream_reuses == 0

@@ -62,7 +62,7 @@ class Server:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[redis.Redis]:
-        with redis.Redis(**self.admin, socket_timeout=5) as client:
+        with redis.Redis(**self.admin, socket_timeout=20) as client:
             yield client
 
     def ask(self, *command: Any) -> Any:

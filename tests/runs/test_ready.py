@@ -23,7 +23,7 @@ def run(test: object) -> None:
     assert callable(test)
 
     async def main() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await test(World())
 
     asyncio.run(main())

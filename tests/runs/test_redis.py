@@ -132,7 +132,7 @@ async def test_what_grew_while_the_subscription_was_cut_is_told_after(shared: Se
             store.on_growth, store.on_ready = grown, lambda service: (ready.append(service), news.set())[0]
 
             async def until(what: Any) -> None:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(20):
                     while not what():
                         news.clear()
                         await news.wait()
@@ -149,7 +149,7 @@ async def test_what_grew_while_the_subscription_was_cut_is_told_after(shared: Se
             ready.clear()
             await other.append(run.id, 1, 1, [progress(1)])
             await other.create(new_run())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while not proxy.cuts:
                     await asyncio.sleep(0.005)
             await other.append(run.id, 1, 2, [progress(2)])
@@ -249,7 +249,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
                 with pytest.raises(StoreAway, match="can't be reached"):
                     await store.depth()
             server.start()
-            assert await asyncio.wait_for(_again(store), 5) == {}
+            assert await asyncio.wait_for(_again(store), 20) == {}
     finally:
         server.kill()
 
@@ -319,7 +319,7 @@ async def test_a_claim_that_nobody_waits_for_any_more_is_given_back(server: Serv
         with pytest.raises(asyncio.CancelledError):
             await call
         server.resume()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (claim := await store.claim(["auditor"], "w2", pull=True)) is None:
                 await asyncio.sleep(0.01)
         assert (claim.run.id, claim.run.attempt) == (run.id, 1)
@@ -398,7 +398,7 @@ async def test_a_socket_of_this_machine() -> None:
             claim = await store.claim([run.service], "w", pull=True)
             assert claim is not None
             assert claim.run.id == run.id
-            while await asyncio.wait_for(told.get(), 5) != (run.id, 2):
+            while await asyncio.wait_for(told.get(), 20) != (run.id, 2):
                 pass
             await store.finish(run.id, claim.run.fence, "completed", result=b"1")
             assert await store.result(run.id) == b"1"

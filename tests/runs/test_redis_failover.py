@@ -35,7 +35,7 @@ class Watched:
             place / "sentinel",
             f"sentinel monitor main 127.0.0.1 {self.master.port} 1",
             "sentinel auth-pass main secret",
-            "sentinel down-after-milliseconds main 600",
+            "sentinel down-after-milliseconds main 1500",
             "sentinel failover-timeout main 3000",
             sentinel=True,
         )
@@ -185,7 +185,7 @@ async def test_tls_and_a_user_and_who_is_not_trusted(tmp_path: Path) -> None:
         told = asyncio.Event()
         store.on_growth = lambda grown, seq: told.set()
         store.watch(run.id)
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(told.wait(), 20)
         await store.close()
         with pytest.raises(StoreAway, match="certificate"):
             await RedisStore(f"rediss://agent:secret@127.0.0.1:{server.port}?patience=0.3").open()

@@ -150,7 +150,7 @@ async def test_no_hint_and_no_fault_of_who_is_told_ends_the_hints(server: Server
         while await ready.get() != "another":
             pass
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await heard()
         for channel in (f"{prefix}{{all}}:ready", f"{prefix}{{p{run[4:6]}}}:log:{run}"):
             for rubbish in (b"x", b"", b"\xff\n\n\n", b"1\nfast\nno number\nauditor\n"):
@@ -237,12 +237,12 @@ async def test_a_server_that_stops_in_the_middle_is_silent(
     server.pause()
     try:
         large = b'"' + b"x" * (15 << 20) + b'"'
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             with pytest.raises(StoreAway, match=r"can't be reached: (silent|no answer)"):
                 await store.finish(claim.run.id, claim.run.fence, "completed", result=large)
     finally:
         server.resume()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             with suppress(StoreAway):
                 assert (await store.finish(claim.run.id, claim.run.fence, "completed", result=large)).run.ended

@@ -44,7 +44,7 @@ def test(serve: Serve) -> Callable[[Callable[[Connection], Awaitable[None]]], Ca
     def wrap(work: Callable[[Connection], Awaitable[None]]) -> Callable[[], None]:
         def run() -> None:
             async def main() -> None:
-                async with asyncio.timeout(10), connected(serve) as connection:
+                async with asyncio.timeout(20), connected(serve) as connection:
                     await work(connection)
 
             asyncio.run(main())
@@ -151,7 +151,7 @@ async def loading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 @pytest.mark.parametrize("serve", [close_at_once, reset, nonsense, loading])
 def test_a_line_whose_other_side_fails_is_lost_as_a_whole(serve: Serve) -> None:
     async def main() -> None:
-        async with asyncio.timeout(10), connected(serve) as connection:
+        async with asyncio.timeout(20), connected(serve) as connection:
             line = Line(connection, "test", 0)
             asked = [line.send(("PING",)) for _ in range(3)]
             for each in asked:

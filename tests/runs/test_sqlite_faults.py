@@ -370,7 +370,7 @@ def test_a_fault_while_it_connects_anew_is_told_and_over_when_it_is(
         def no_memory(*arguments: object) -> None:
             raise MemoryError
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with monkeypatch.context() as fault:
                 fault.setattr(State, "load", no_memory)
                 with pytest.raises(StoreAway):
@@ -419,7 +419,7 @@ def test_whatever_a_desk_stumbles_on_it_answers_and_goes_on() -> None:
 
         told: list[object] = []
         desk = Desk("desk", serve, told.append, closed)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             for _ in range(2):
                 with pytest.raises(StoreError, match="ZeroDivisionError"):
                     await desk.submit(print, (), False)

@@ -98,7 +98,7 @@ def test_who_asks_for_one_run_does_not_wait_for_a_list(tmp_path: Path, monkeypat
             listing = asyncio.create_task(store.list(None))
             try:
                 assert await asyncio.to_thread(began.wait, 10)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     assert (await store.get(run.id)).id == run.id
                 assert not listing.done()
             finally:

@@ -40,7 +40,7 @@ class Told:
         self._news.set()
 
     async def until(self, what: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not what():
                 self._news.clear()
                 await self._news.wait()

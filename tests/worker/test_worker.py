@@ -19,6 +19,7 @@ from unjam.runs.store.base import StoreAway
 from unjam.runs.store.memory import MemoryStore
 from unjam.worker import PlainRun, Run, RunError, RunStopped, Worker
 
+from ..clocks import Awake
 from .api import api, until
 from .made import create, ended, in_loop, log_of, own_of, reaches, result_of, serving
 
@@ -282,7 +283,7 @@ async def test_what_the_gateway_refuses_as_too_large_fails_the_run_by_name() -> 
 @both
 @in_loop
 async def test_a_long_silent_run_keeps_its_lease(kind: str) -> None:
-    store = MemoryStore()
+    store = MemoryStore(monotonic=Awake())
     async with target(kind, store, 0.3) as where:
         worker = Worker(where, service="auditor", lease=0.3)
         go = asyncio.Event()
