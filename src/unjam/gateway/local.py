@@ -256,7 +256,7 @@ class LocalExchange:
 
     def start(self, status: int = 200, content_type: bytes = EVENTS, lines: bytes = b"", beats: bool = True) -> None:
         """Write the head of a stream; `write` or `send` what is in it, then `end`. `beats`: an SSE comment is sent
-        whenever the stream has been silent for `heartbeat`. Raises `Gone`."""
+        whenever the stream has been silent for `heartbeat`. To a HEAD the head is all there is. Raises `Gone`."""
         if self.state == ENDED:
             raise Gone
         client = self.client
@@ -273,6 +273,10 @@ class LocalExchange:
             b"%bcontent-type: %b\r\ncache-control: no-store\r\nx-accel-buffering: no\r\nx-request-id: %b\r\n%b%b%b\r\n"
             % (respond.status_line(status), content_type, self.request_id, lines, framing, self._connection()),
         )
+        if self.head.method == "HEAD":
+            self.started = False
+            self._end(ANSWERED)
+            raise Gone
         self.hold()
         client.gateway.stats.held += 1
         if self.beats:

@@ -191,7 +191,7 @@ class RunsApi:
         limit = shapes.whole(query.get("limit", str(LIMIT)), "limit", 1, LIMIT)
         run = await self.own(exchange)
         accept = exchange.head.get(b"accept") or b""
-        stream = b"text/event-stream" in accept.lower() and exchange.head.method == "GET"
+        stream = b"text/event-stream" in accept.lower()
         batch = await self._store.read(run.id, after, limit, SIZE)
         if exchange.gone:
             return None
