@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from unjam.core.spec import RolloutSpec
+
 from .harness import PATIENCE, Agent, Call, Running, Wire, gateway, in_loop, until
 from .test_changes import SHARED, Admin, Shared, process, running, shared
 
@@ -320,3 +322,91 @@ async def test_a_store_that_hangs_delays_no_rollback(shared: Shared, monkeypatch
             while gw.server.rollouts.status()["agent"]["state"] != "rolled_back":
                 await wire.get()
         assert gw.gateway.balancer.services["agent"].versions[1].weight == 0.0
+
+
+@in_loop
+async def test_no_step_is_taken_over_weights_that_somebody_has_just_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unjam.gateway.rollouts.PATIENCE", 0.1)
+    async with fleet() as (old, new), running(config(old, new, "{steps: [10%, 100%], hold: 1s}")) as (gw, admin):
+        v7, v8 = gw.gateway.balancer.services["agent"].versions
+        await until(lambda: v8.weight == 10.0)
+        await admin.weigh(v7=100, v8=0)
+        rollout = gw.server.rollouts._rollouts["agent"].promotion
+        rollout.spec = RolloutSpec("v8", rollout.spec.steps, hold=0.0, min_requests=0)  # it is due at the next look
+        await until(lambda: gw.server.rollouts.status()["agent"]["state"] != "running")
+        assert (v7.weight, v8.weight) == (100.0, 0.0)
+        assert (await rollout_of(admin))["why"] == "paused: the weights were changed by hand"
+
+
+@in_loop
+async def test_an_endpoint_that_is_away_for_a_moment_ends_no_rollout() -> None:
+    async with fleet() as (old, new), running(config(old, new, "{steps: [10%, 100%], hold: 1h}")) as (gw, admin):
+        version = gw.gateway.balancer.services["agent"].versions[1]
+        await until(lambda: version.weight == 10.0)
+        endpoint, now = gw.endpoint(new.url), asyncio.get_running_loop().time
+        gw.gateway.balancer.set_health(endpoint, False, now())
+        assert version.breaker.state == "open"
+        gw.gateway.balancer.set_health(endpoint, True, now())
+        gw.server.rollouts.tick()
+        assert (await rollout_of(admin))["state"] == "running"
+        gw.gateway.balancer.trip("agent", "v8", now())
+        gw.server.rollouts.tick()
+        assert (await rollout_of(admin))["state"] == "rolled_back"
+
+
+async def looked(gw: Running) -> None:
+    """The rollout has looked at what is there."""
+    await until(lambda: not gw.server.rollouts._rollouts["agent"].busy)
+    gw.server.rollouts.tick()
+
+
+@in_loop
+async def test_a_reload_that_changes_the_present_step_or_the_versions_changes_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from unjam.config import parse
+
+    monkeypatch.setattr("unjam.gateway.rollouts.PATIENCE", 0.0)
+    async with fleet() as (old, new):
+        given = {"text": config(old, new, "{steps: [10%, 100%], hold: 1h}")}
+
+        async def reloaded(text: str) -> tuple[str, dict[str, float]]:
+            given["text"] = text
+            assert await gw.server.reload() == []
+            await looked(gw)
+            state = gw.server.rollouts.status()["agent"]["state"]
+            return state, {each.name: each.weight for each in gw.gateway.balancer.services["agent"].versions}
+
+        async with gateway(config=given["text"], reload=lambda: parse(given["text"], {})) as gw:
+            await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+            rollout = "{steps: [20%, 100%], hold: 1h}"
+            assert await reloaded(config(old, new, rollout)) == ("running", {"v7": 80.0, "v8": 20.0})
+            assert await reloaded(three(old, new, rollout)) == ("running", {"v6": 40.0, "v7": 40.0, "v8": 20.0})
+            assert await reloaded(config(old, new, rollout)) == ("running", {"v7": 80.0, "v8": 20.0})
+            # What the file itself says of weights is somebody's wish.
+            text = config(old, new, rollout).replace("weight: 1,", "weight: 3,")
+            assert await reloaded(text) == ("paused", {"v7": 3.0, "v8": 20.0})
+
+
+@in_loop
+async def test_a_gateway_that_has_not_been_reloaded_yet_leaves_the_steps_of_others_alone(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unjam.config import parse
+
+    monkeypatch.setattr("unjam.gateway.rollouts.PATIENCE", 0.0)
+    async with fleet() as (old, new):
+        given = {"text": config(old, new, "{steps: [10%, 100%], hold: 1h}", SHARED)}
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(
+                gateway(config=given["text"], reload=lambda: parse(given["text"], {}))
+            )
+            second = await stack.enter_async_context(gateway(config=given["text"]))
+            there = second.gateway.balancer.services["agent"].versions[1]
+            await until(lambda: there.weight == 10.0)
+            given["text"] = given["text"].replace("10%", "20%")
+            assert await first.server.reload() == []
+            await until(lambda: there.weight == 20.0)
+            for each in (first, second):
+                await looked(each)
+            assert [each.server.rollouts.status()["agent"]["state"] for each in (first, second)] == ["running"] * 2

@@ -332,6 +332,7 @@ class Health:
                 breaker.reset(now, "endpoints are back")
         elif version.members and not version.down and breaker.closed and breaker.spec.enabled:
             version.down = True
+            version.outages += 1
             breaker.trip(now, "no endpoint is healthy")
         if not version.usable:
             version.evict = True

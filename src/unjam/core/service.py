@@ -38,11 +38,11 @@ class Version:
     """`heavy`: heavy leases that run on it; `heavy_cap`: the most it may start by itself, None where each endpoint has
     its own cap. `members`: endpoints not draining; `healthy`: those of them that are well; `usable`: those that may be
     used, with `slots` slots between them. `panic`: too few are healthy, so all are used. `down`: its breaker was
-    tripped for want of a healthy endpoint, and is reset when one is back. `sole`: its only pool, when that has no
-    quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request, learnt. `barred`:
-    some of its endpoints get no heavy work; `large`: endpoints with more than a few slots. `crew`: its workers, None
-    before the first; `original`: the version that this is the crew of, itself otherwise. `succeeded`, `failed`: calls
-    that ended; `good`, `bad`: verdicts; `counts` has them all."""
+    tripped for want of a healthy endpoint, and is reset when one is back; `outages`: how often. `sole`: its only pool,
+    when that has no quota. `share`: the breaker's, as last looked at. `heavy_need`: memory of one heavy request,
+    learnt. `barred`: some of its endpoints get no heavy work; `large`: endpoints with more than a few slots. `crew`:
+    its workers, None before the first; `original`: the version that this is the crew of, itself otherwise. `succeeded`,
+    `failed`: calls that ended; `good`, `bad`: verdicts; `counts` has them all."""
 
     __slots__ = (
         "bad",
@@ -67,6 +67,7 @@ class Version:
         "members",
         "name",
         "original",
+        "outages",
         "overflow",
         "overflowed",
         "panic",
@@ -119,6 +120,7 @@ class Version:
         self.share = 1.0
         self.panic = False
         self.down = False
+        self.outages = 0
         self.removed = False
         #: What waits here must go elsewhere at the next tick.
         self.evict = False

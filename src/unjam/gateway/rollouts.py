@@ -33,14 +33,16 @@ UNDER_WAY: Final = ("running", "paused")
 
 class Rollout:
     """Of one service. `before`: the weights when it began, of the versions that are there; `trips`: of the new
-    version's breaker by then; `strange`: since when the weights have been other than they should be."""
+    version's breaker by then, for what it answered; `share`: that the new version was last given, here or elsewhere;
+    `strange`: since when the weights have been other than that."""
 
-    __slots__ = ("before", "promotion", "recording", "strange", "trips")
+    __slots__ = ("before", "promotion", "recording", "share", "strange", "trips")
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.promotion = Promotion(spec)
         self.before: dict[str, float] = {}
         self.trips = 0
+        self.share = self.promotion.share
         self.strange: float | None = None
         #: The last decision on its way to where it is kept.
         self.recording: asyncio.Task[str] | None = None
@@ -49,10 +51,9 @@ class Rollout:
     def busy(self) -> bool:
         return self.recording is not None and not self.recording.done()
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """As they should be now."""
-        return promotion.weights(self.before, self.promotion.spec.version, self.promotion.share)
+    def weights(self, share: float) -> dict[str, float]:
+        """That give the new version this share."""
+        return promotion.weights(self.before, self.promotion.spec.version, share)
 
     def saved(self, now: float) -> dict[str, Any]:
         return {**self.promotion.saved(now), "share": self.promotion.share, "before": self.before}
@@ -87,24 +88,33 @@ class Rollouts:
             self._forget(name)
 
     def configured(self) -> None:
-        """A new configuration is in force: steps and times may be others."""
-        for name, rollout in self._rollouts.items():
+        """A new configuration is in force: steps, times and versions may be others."""
+        for name, rollout in list(self._rollouts.items()):
             service = self._gateway.balancer.services.get(name)
             spec = None if service is None else service.spec.rollout
             if spec is None or service is None:
                 continue
-            if rollout.before.keys() != {version.name for version in service.versions}:
-                self._regroup(service, rollout)
-            if spec == rollout.promotion.spec:
-                continue
             if spec.version != rollout.promotion.spec.version:
                 self._forget(name)  # another version's turn; taken up at the next tick
-                return self.configured()
-            saved, now = rollout.promotion.saved(monotonic()), monotonic()
-            rollout.promotion = Promotion(spec)
-            rollout.promotion.restore(saved, *self._seen(service, spec.version), now)
-            self._time(service, rollout)
-        return None
+                continue
+            now = monotonic()
+            before, weights = rollout.saved(now), rollout.weights(rollout.share)
+            if rollout.before.keys() != {version.name for version in service.versions}:
+                self._regroup(service, rollout)
+            if spec != rollout.promotion.spec:
+                rollout.promotion = Promotion(spec)
+                rollout.promotion.restore(before, *self._seen(service, spec.version), now)
+                self._time(service, rollout)
+            self._align(name, service, rollout, before, weights)
+
+    def _align(self, name: str, service: Service, rollout: Rollout, before: Any, weights: Mapping[str, float]) -> None:
+        """Steps or versions are others than when `weights` were decided on: have those that go with the new ones. Not
+        in place of what somebody, or the file itself, has set."""
+        state = rollout.promotion
+        ours = all(isclose(each.weight, weights.get(each.name, each.weight)) for each in service.versions)
+        if ours and weights != rollout.weights(state.share) and state.state in UNDER_WAY:
+            state.why = "the configuration was changed"
+            self._changed(name, service, rollout, before, self._changes.where)
 
     def _regroup(self, service: Service, rollout: Rollout) -> None:
         """Versions came or went."""
@@ -132,8 +142,10 @@ class Rollouts:
             and self._restored(rollout, service, kept, now)
         ):
             self._rollouts[name] = rollout
+            weights = rollout.weights(rollout.share)
             if rollout.before.keys() != {version.name for version in service.versions}:
                 self._regroup(service, rollout)
+            self._align(name, service, rollout, dict(kept), weights)
             return
         self._begin(name, service, spec, self._changes.where, "configured", now)
 
@@ -142,17 +154,19 @@ class Rollouts:
         try:
             rollout.promotion.restore(kept, *self._seen(service, spec.version), now)
             rollout.before = {str(version): float(weight) for version, weight in kept["before"].items()}
+            # By its own steps, which may be other ones than ours until the next reload.
+            rollout.share = float(kept.get("share", rollout.promotion.share))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._gateway.log.warning("rollout_unreadable", service=service.name, why=repr(error))
             return False
-        rollout.trips = self._version(service, spec.version).breaker.trips
+        rollout.trips = _trips(self._version(service, spec.version))
         self._time(service, rollout)
         return True
 
     def _begin(self, name: str, service: Service, spec: RolloutSpec, who: str, why: str, now: float) -> None:
         rollout = self._rollouts[name] = Rollout(spec)
         rollout.before = {version.name: version.weight for version in service.versions}
-        rollout.trips = self._version(service, spec.version).breaker.trips
+        rollout.trips = _trips(self._version(service, spec.version))
         rollout.promotion.begin(0, *self._seen(service, spec.version), now, why)
         self._changed(name, service, rollout, None, who)
 
@@ -163,7 +177,6 @@ class Rollouts:
         version = self._version(service, state.spec.version)
         if version.down:
             # Nobody can reach it, which says nothing of its answers: it waits where it is.
-            rollout.trips = version.breaker.trips
             return
         if state.state == "running" and self._moved(service, rollout, now):
             before = rollout.saved(now)
@@ -171,7 +184,9 @@ class Rollouts:
             state.why = "paused: the weights were changed by hand"
             self._changed(name, service, rollout, before, self._changes.where, weigh=False)
             return
-        tripped = version.breaker.why if version.breaker.trips > rollout.trips else ""
+        tripped = version.breaker.why if _trips(version) > rollout.trips else ""
+        if rollout.strange is not None and not tripped:
+            return  # whatever is due would overrule who has just set them
         before = rollout.saved(now)
         if state.look(*self._seen(service, state.spec.version), tripped, now):
             self._changed(name, service, rollout, before, self._changes.where)
@@ -181,7 +196,7 @@ class Rollouts:
         actual = {version.name: version.weight for version in service.versions}
         total = sum(actual.values())
         share = actual[rollout.promotion.spec.version] / total if total else 0.0
-        if isclose(share, rollout.promotion.share, abs_tol=1e-4):
+        if isclose(share, rollout.share, abs_tol=1e-4):
             rollout.strange = None
         elif rollout.strange is None:
             rollout.strange = now
@@ -203,7 +218,8 @@ class Rollouts:
             why=state.why,
         )
         rollout.strange = None
-        weights = rollout.weights if weigh else None
+        rollout.share = state.share
+        weights = rollout.weights(state.share) if weigh else None
         after = rollout.saved(monotonic())
         rollout.recording = self._changes.rollout(name, before, after, who, state.why, weights)
 
@@ -348,3 +364,8 @@ class Rollouts:
         """Have the core note durations, as long as they are of use."""
         state = rollout.promotion
         service.times = state.times if state.state in UNDER_WAY else None
+
+
+def _trips(version: Version) -> int:
+    """Of its breaker, other than for want of an endpoint that can be reached."""
+    return version.breaker.trips - version.outages
