@@ -6,8 +6,8 @@ Promises, of every method:
 - Leases go by a clock of the store's own. In memory and SQLite it is monotonic. In Redis it is the server's, which is
   that machine's wall clock: put forward, it ends no lease (it counts as time in which nobody could give a sign of
   life); put back, leases that nobody renews end later by as much. Nobody else's clock counts.
-- When the store was away, no owner that lives loses its run by that: all leases hold for a full length from when it is
-  back.
+- When the store was away, or nobody swept for long as all stood still, no owner that lives loses its run by that: all
+  leases hold for a full length from when it is back.
 - `StoreAway` means: not now, try again. Nothing is retried in silence.
 """
 

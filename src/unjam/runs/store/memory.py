@@ -191,6 +191,9 @@ class MemoryStore(Book):
         while len(settled) < limit and (run := self._deadlines.pop(now)) is not None:
             settled.append(self._end(self._held[run], "expire"))
         now = self._monotonic()
+        lent = ((run, end, self._held[run].length) for run, end in self._leases)
+        for run, end in self._sweeps.begin(now, lent):
+            self._leases.put(run, end)
         while len(settled) < limit and (run := self._leases.pop(now)) is not None:
             settled.append(self._lose(self._held[run]))
         return settled

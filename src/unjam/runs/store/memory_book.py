@@ -40,6 +40,7 @@ from unjam.runs.store.base import (
 )
 from unjam.runs.store.order import Due, QueueName, Waiting
 from unjam.runs.store.presence import OwnedStore
+from unjam.runs.store.sweeps import Sweeps
 
 #: Bytes counted for a run and for an event beside their payloads: about what they take.
 RUN, EVENT = 2048, 200
@@ -102,6 +103,7 @@ class Book(OwnedStore):
         self._queued_of: dict[tuple[str, str], int] = {}
         self._leases = Due()
         self._deadlines = Due()
+        self._sweeps = Sweeps()
         #: In the order of their end; those of `_whole` have their payloads and log still.
         self._ended: dict[str, None] = {}
         self._whole: dict[str, None] = {}

@@ -6,6 +6,7 @@ or outweigh the others. So everything costs O(log n) at most, and memory goes wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
 #: service, lane, pull
@@ -87,6 +88,10 @@ class Due:
 
     def discard(self, run: str) -> None:
         self._when.pop(run, None)
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        """Each run, and when."""
+        return iter(self._when.items())
 
     def pop(self, now: float) -> str | None:
         """One that is due at `now`, the longest due first; it is forgotten."""

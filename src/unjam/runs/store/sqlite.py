@@ -343,6 +343,8 @@ class SqliteStore(OwnedStore):
             ledger.commit()
         except sqlite3.Error as error:
             found = code(error)
+            # Those among them that only give a sign of life are not tried again.
+            ledger.missed = ledger.missed or found not in INTACT
             self._abandon(usable=found in INTACT + LOCKED)
             raise _GroupFailed(translated(error, self.path), alone=found in INTACT) from error
         except Exception as error:

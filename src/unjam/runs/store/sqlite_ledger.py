@@ -183,6 +183,7 @@ class Ledger(State):
                 self._touch(live)
                 settled.append(self._end(live, "expire"))
             self._next_deadline = self._query(NEXT_DEADLINE, ()).fetchone()[0]
+        self._wait_on()
         while len(settled) < limit and (run := self._leases.pop(self._monotonic())) is not None:
             live = self._lives[run]
             self._touch(live)

@@ -19,6 +19,7 @@ from unjam.runs.store.order import Due, QueueName
 from unjam.runs.store.sqlite_queue import FETCH, Window
 from unjam.runs.store.sqlite_rows import COLUMNS, Live, Rows, live_from
 from unjam.runs.store.sqlite_schema import SEQ_BITS
+from unjam.runs.store.sweeps import Sweeps
 
 _FIND: Final = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
 _RUNNING: Final = f"SELECT {COLUMNS} FROM runs WHERE status = 'running'"
@@ -55,7 +56,7 @@ class State:
         #: What the group is to tell: run → next seq; services with something to claim.
         self.growth: dict[str, int] = {}
         self.ready: set[str] = set()
-        #: There was no connection to be had since the last one.
+        #: Signs of life were refused since the last sweep: there was no connection, or a group of theirs failed.
         self.missed = False
         self._firm_now = True
         self._clock = clock
@@ -73,6 +74,7 @@ class State:
         #: Number of a run → bytes of what it was sent, of those that were sent something lately.
         self._sent: dict[int, int] = {}
         self._leases = Due()
+        self._sweeps = Sweeps()
         #: Run → when its lease ends, by `monotonic`; its length.
         self._lent: dict[str, tuple[float, float]] = {}
         self._next_no = 1
@@ -83,7 +85,7 @@ class State:
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Begin with what the file says. Running runs keep the lease they have; they get a fresh one where there was
-        none, or where their owners could not tell for a time that they live."""
+        none."""
         self.connection = connection
         self._firm_now = True
         self._forget()
@@ -106,9 +108,7 @@ class State:
         for row in connection.execute(_RUNNING):
             live = live_from(row)
             self._lives[live.run.id] = live
-            end, length = lent.get(live.run.id, (now + self._lease, self._lease))
-            self._relend(live, (max(end, now + length) if self.missed else end, length))
-        self.missed = False
+            self._relend(live, lent.get(live.run.id, (now + self._lease, self._lease)))
 
     @property
     def touched(self) -> int:
@@ -282,6 +282,14 @@ class State:
 
     def _extend(self, live: Live, length: float) -> None:
         self._relend(live, (self._monotonic() + length, length))
+
+    def _wait_on(self) -> None:
+        """Before a sweep: owners that could not be heard get their time."""
+        missed, self.missed = self.missed, False
+        lent = ((run, end, length) for run, (end, length) in self._lent.items())
+        for run, end in self._sweeps.begin(self._monotonic(), lent, missed):
+            self._lent[run] = (end, self._lent[run][1])
+            self._leases.put(run, end)
 
     def _window(self, live: Live) -> Window:
         name = (live.run.service, live.run.lane, live.run.pull)
