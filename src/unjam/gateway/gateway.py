@@ -24,7 +24,7 @@ from unjam.gateway.auth import NOBODY, Tenant
 from unjam.gateway.backlog import Backlog
 from unjam.gateway.exchange import Exchange
 from unjam.gateway.paths import Paths
-from unjam.gateway.routing import Router
+from unjam.gateway.routing import Route, Router
 from unjam.gateway.settings import Settings
 from unjam.gateway.states import INSPECTING
 from unjam.gateway.timers import Wheel
@@ -113,7 +113,7 @@ class Gateway:
             if head.path in ("/healthz", "/readyz"):
                 self._health(client, head)
                 return None
-            if self.paths.owns(head.path):
+            if self.paths.owns(head.method, head.path):
                 return cast("Exchange | None", self.paths.begin(client, head, request_id, now, caller))
             route = self.router.find(head, key)
             if route is None:
@@ -121,6 +121,20 @@ class Gateway:
                     client, head, request_id, 404, "no_service", "No service of this gateway has this address."
                 )
                 return None
+        return self.admitted(client, head, route, request_id, now, caller)
+
+    def admitted(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        route: Route,
+        request_id: bytes,
+        now: float,
+        caller: Tenant | None,
+        keep: bool = True,
+    ) -> Exchange | None:
+        """As `route`, of a request whose way is known. `keep`: as a run, if its client prefers that."""
+        known = head.known
         if (
             caller is not None
             and not caller.may_call(route.service.name)
@@ -131,13 +145,13 @@ class Gateway:
             return None
         exchange = Exchange(client, head, route, request_id, now, caller.name if caller is not None else "")
         if head.upgrade is not None:
-            websocket.check_handshake(head, settings.origins.get(route.service.name))
+            websocket.check_handshake(head, self.settings.origins.get(route.service.name))
         if not route.plain:
             self.stick(head.get, exchange)
             if (route.service.spec.inspect == "body" or self.router.by_model) and head.has_body:
                 exchange.state = INSPECTING
         if not self.hints.isdisjoint(known):
-            later = self.respond_async
+            later = self.respond_async if keep else None
             if later is not None and b"prefer" in known and later.wanted(head, route.service):
                 return cast(Exchange, later.begin(client, head, request_id, now, caller, route.service))
             try:

@@ -1,7 +1,7 @@
 """Which paths the gateway answers itself, and how: looked at only for requests of a kind not met before.
 
-A path belongs to the gateway by its second segment (`/v1/runs/…`), or alone (`/v1/requests/*/verdict`); everything else
-below `/v1/` is the services'.
+A path belongs to the gateway by its second segment (`/v1/runs/…`), or alone (`/v1/requests/*/verdict`), or for some
+methods and ids only (`/v1/responses/…`); everything else below `/v1/` is the services'.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ SMALL = 65536
 
 
 class Local(NamedTuple):
-    """`most`: bytes of the body, asked for at each request. `worker`: only for keys of that role."""
+    """`most`: bytes of the body, asked for at each request. `worker`: only for keys of that role. `ours`: see
+    `Paths.add`."""
 
     handler: Handler
     most: Callable[[], int]
     worker: bool
+    ours: Callable[[str], bool] | None
 
 
 #: Takes the connection itself, before any body; None: it is answered or has another owner, see `Gateway.route`.
@@ -52,14 +54,15 @@ class Paths:
         most: Callable[[], int] = lambda: SMALL,
         worker: bool = False,
         alone: bool = False,
+        ours: Callable[[str], bool] | None = None,
     ) -> None:
         """`path`: below `/v1/`; its third segment may be `*`: any. `alone`: others that begin like it are the
-        services'."""
-        if alone:
+        services'. `ours`: also those of this very path of which it is not so, and other methods."""
+        if alone or ours is not None:
             self._alone = True
         else:
             self._nouns.add(path.split("/")[2])
-        self._local.setdefault(path, {})[method] = Local(handler, most, worker)
+        self._local.setdefault(path, {})[method] = Local(handler, most, worker, ours)
 
     def take(self, path: str, taker: Taker, asks: bool = False) -> None:
         """Requests of `path` are the taker's, whatever their method. `asks`: where keys are configured, those without
@@ -69,11 +72,17 @@ class Paths:
         self._nouns.add(path.split("/")[2])
         self._taken[path] = taker
 
-    def owns(self, path: str) -> bool:
-        """Whether the gateway answers this path itself."""
+    def owns(self, method: str, path: str) -> bool:
+        """Whether the gateway answers this itself."""
         if not path.startswith("/v1/"):
             return False
-        return path[4:].partition("/")[0] in self._nouns or (self._alone and bool(self._find(path)))
+        if path[4:].partition("/")[0] in self._nouns:
+            return True
+        methods = self._find(path) if self._alone else {}
+        local = methods.get("GET" if method == "HEAD" else method)
+        if local is None:  # answered 405, where no method is the services'
+            return bool(methods) and all(each.ours is None for each in methods.values())
+        return local.ours is None or local.ours(path)
 
     def begin(
         self, client: ClientConnection, head: RequestHead, request_id: bytes, now: float, caller: Tenant | None

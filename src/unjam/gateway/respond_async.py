@@ -16,6 +16,7 @@ from unjam.gateway import features
 from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.envelope import wrap
 from unjam.gateway.local import Answer, LocalExchange, Refused
+from unjam.gateway.passing import pass_on
 from unjam.gateway.runs_api import guarded, idempotency_key
 from unjam.runs.model import NewRun
 
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
 _CREDENTIAL: Final = re.compile(
     r"(?i)(?:proxy-)?authorization|cookie2?|(?:.*[-_])?(?:api[-_]?key|token|secret)"
 ).fullmatch
+
+#: One preference, with what belongs to it; commas in quotes part nothing.
+_PREFERENCES: Final = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+').findall
+_WANTED: Final = re.compile(rb'(?i)[ \t]*respond-async[ \t]*(?:=[ \t]*(?:"")?[ \t]*)?(?:;|\Z)').match
+
+#: Bytes of a body that is held until it is known which service it is for.
+LARGEST: Final = 64 << 20
+
+
+def prefers(value: bytes) -> bool:
+    """Whether `respond-async` is among the preferences."""
+    return any(_WANTED(each) is not None for each in _PREFERENCES(value))
 
 
 class _Model(msgspec.Struct):
@@ -50,10 +63,12 @@ class RespondAsync:
 
     def wanted(self, head: RequestHead, service: Service) -> bool:
         """Whether this request is to be kept rather than served."""
-        if head.upgrade is not None or service.spec.name not in self._durable.services:
+        services = self._durable.services
+        if head.upgrade is not None or not prefers(head.known[b"prefer"]):
             return False
-        preferences = head.known[b"prefer"].lower().split(b",")
-        return any(each.partition(b";")[0].strip() == b"respond-async" for each in preferences)
+        if self._durable.gateway.router.by_model and head.has_body:  # the body says which service
+            return bool(services)
+        return service.spec.name in services
 
     def begin(
         self,
@@ -64,9 +79,10 @@ class RespondAsync:
         caller: Tenant | None,
         service: Service,
     ) -> LocalExchange:
-        return LocalExchange(
-            client, head, request_id, now, caller, partial(self._keep, service), self._durable.limits.max_input
-        )
+        most = self._durable.limits.max_input
+        if client.gateway.router.by_model:  # it may be for a service that takes no runs
+            most = max(most, min(client.gateway.settings.max_body, LARGEST))
+        return LocalExchange(client, head, request_id, now, caller, partial(self._keep, service), most)
 
     async def _keep(self, service: Service, exchange: LocalExchange) -> Answer | None:
         head = exchange.head
@@ -80,6 +96,11 @@ class RespondAsync:
             if found is None:
                 raise Refused(404, "no_service", "No service of this gateway has this address or this model.")
             service = found
+            if service.spec.name not in self._durable.services:
+                pass_on(exchange, False)
+                return None
+            if len(exchange.content) > (most := self._durable.limits.max_input):
+                raise Refused(413, "body_too_large", f"The body of this request may have {most} bytes.")
         return await self._record(exchange, service)
 
     @guarded

@@ -1,7 +1,7 @@
 """OpenAI's Responses API in background mode, on runs: so that the `openai` SDK does create, poll, stream and cancel.
 
 `POST /v1/responses` with `background: true` becomes a run; the id of its response is that of the run. All other calls
-of `/v1/responses`, and ids that aren't ours, go to the service that would have had them: nothing durable was asked.
+of `/v1/responses`, and ids that aren't ours, are the services' like any: nothing durable was asked.
 docs/openai-responses.md is its page.
 """
 
@@ -21,12 +21,11 @@ import msgspec
 
 from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.envelope import plain, wrap
-from unjam.gateway.exchange import Exchange
 from unjam.gateway.local import Answer, LocalExchange, Refused
-from unjam.gateway.runs_api import idempotency_key, may_call
+from unjam.gateway.passing import pass_on
+from unjam.gateway.runs_api import idempotency_key
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.runs_follow import Held
-from unjam.gateway.states import ENDED, INSPECTING
 from unjam.gateway.story import ECHOED, STATUS, Json, Story, decoded, error_of, response
 from unjam.gateway.tales import Stream, Tales
 from unjam.gateway.timers import NEVER
@@ -101,12 +100,11 @@ class Responses:
         def largest() -> int:
             return min(self._durable.gateway.settings.max_body, LARGEST)
 
-        paths.add("POST", PATH, self.create, largest)
-        paths.add("GET", f"{PATH}/*", self.retrieve)
-        paths.add("DELETE", f"{PATH}/*", self.delete)
-        paths.add("POST", f"{PATH}/*/cancel", self.cancel)
-        paths.add("GET", f"{PATH}/*/input_items", self.input_items)
-        paths.add("POST", f"{PATH}/*", self.other, largest)
+        paths.add("POST", PATH, self.create, largest, ours=lambda path: True)
+        paths.add("GET", f"{PATH}/*", self.retrieve, ours=ours)
+        paths.add("DELETE", f"{PATH}/*", self.delete, ours=ours)
+        paths.add("POST", f"{PATH}/*/cancel", self.cancel, ours=ours)
+        paths.add("GET", f"{PATH}/*/input_items", self.input_items, ours=ours)
 
     # -- create -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +112,8 @@ class Responses:
     async def create(self, exchange: LocalExchange) -> Answer | None:
         asked = _request(exchange.content)
         if asked.get("background") is not True:
-            return self._pass_on(exchange)
+            pass_on(exchange, True)
+            return None
         if asked.get("store") is False:
             raise Refused(400, "bad_body", "background needs store: what isn't kept can't be retrieved.")
         model = asked.get("model")
@@ -164,18 +163,16 @@ class Responses:
 
     @spoken
     async def retrieve(self, exchange: LocalExchange) -> Answer | None:
-        run_id = _run_id(exchange)
-        if run_id is None:
-            return self._pass_on(exchange)
         query = exchange.query()
-        run = await self._own(exchange, run_id)
+        run = await self._own(exchange)
         if query.get("stream", "").lower() in ("true", "1"):
             self._follow(exchange, run, shapes.whole(query.get("starting_after", "-1"), "starting_after", -1, 2**53))
             return None
         return await self._shown(run)
 
-    async def _own(self, exchange: LocalExchange, run_id: str) -> Run:
+    async def _own(self, exchange: LocalExchange) -> Run:
         """Raises `Refused`, StoreError."""
+        run_id = _run_id(exchange.head.path)
         if run_id in self._deleted:
             raise Refused(404, "not_found", "There is no such response, or not any more.")
         run = await self._store.get(run_id)
@@ -219,10 +216,7 @@ class Responses:
 
     @spoken
     async def input_items(self, exchange: LocalExchange) -> Answer | None:
-        run_id = _run_id(exchange)
-        if run_id is None:
-            return self._pass_on(exchange)
-        run = await self._own(exchange, run_id)
+        run = await self._own(exchange)
         kept = _kept(run).get("input")
         if kept is None:
             raise Refused(410, "input_not_kept", "The input of this response was too large to be shown again.")
@@ -236,10 +230,7 @@ class Responses:
 
     @spoken
     async def cancel(self, exchange: LocalExchange) -> Answer | None:
-        run_id = _run_id(exchange)
-        if run_id is None:
-            return self._pass_on(exchange)
-        run = await self._own(exchange, run_id)
+        run = await self._own(exchange)
         run = (await self._store.cancel(run.id)).run
         self._durable.poke(run.id)
         if run.status in TERMINAL:
@@ -250,10 +241,7 @@ class Responses:
 
     @spoken
     async def delete(self, exchange: LocalExchange) -> Answer | None:
-        run_id = _run_id(exchange)
-        if run_id is None:
-            return self._pass_on(exchange)
-        run = await self._own(exchange, run_id)
+        run = await self._own(exchange)
         if run.status not in TERMINAL:
             run = (await self._store.cancel(run.id)).run
             self._durable.poke(run.id)
@@ -278,39 +266,6 @@ class Responses:
                 pass  # somebody else was first
             self._deleted.pop(run, None)
             return
-
-    @spoken
-    async def other(self, exchange: LocalExchange) -> Answer | None:
-        return self._pass_on(exchange)
-
-    # -- what isn't ours ----------------------------------------------------------------------------------------------
-
-    def _pass_on(self, local: LocalExchange) -> Answer | None:
-        """Serve the request as if the gateway had no such path. Raises `Refused`."""
-        client, head = local.client, local.head
-        gateway = client.gateway
-        service = gateway.router.match(head, None)
-        if service is None:
-            if not gateway.router.by_model or not head.has_body:
-                raise Refused(404, "no_service", "No service of this gateway has this address.")
-            service = next(iter(gateway.balancer.services.values()))  # until the body says which
-        if local.caller is not None and not gateway.router.by_model:
-            may_call(local, service.name)
-        if local.gone:
-            return None
-        route = gateway.router.route(head, service)
-        exchange = Exchange(client, head, route, local.request_id, local.arrived, local.tenant)
-        gateway.stick(head.get, exchange)
-        exchange.body = [local.content] if local.content else []
-        exchange.bytes_in = len(local.content)
-        local.state = ENDED
-        client.exchange = exchange
-        if (service.spec.inspect == "body" or gateway.router.by_model) and head.has_body:
-            exchange.state = INSPECTING
-            if not gateway.inspected(exchange, True):
-                return None
-        exchange.offer(monotonic())
-        return None
 
 
 class _Cancelling(Held):
@@ -350,14 +305,19 @@ def story_of(run: Run) -> Story:
     return Story(response_id(run), run.created, _echo(run))
 
 
-def _run_id(exchange: LocalExchange) -> str | None:
-    """The run that the path's response is; None when it can't be one of ours."""
-    found = _RUN + exchange.head.path.split("/")[3].removeprefix(_RESPONSE)
+def ours(path: str) -> bool:
+    """Whether it is the path of a response that may be one of ours."""
+    if not path.startswith(f"{PATH}/{_RESPONSE}"):
+        return False
     try:
-        partition_of(found)
+        partition_of(_run_id(path))
     except ValueError:
-        return None
-    return found
+        return False
+    return True
+
+
+def _run_id(path: str) -> str:
+    return _RUN + path.split("/")[3].removeprefix(_RESPONSE)
 
 
 def _request(content: bytes) -> Json:
