@@ -108,7 +108,7 @@ def perform(function: Callable[[PlainRun], object], port: Port) -> Outcome:
         return Raised(error)
     except RunStopped:
         return Stopped()
-    except Exception as error:  # noqa: BLE001 — whatever it is, the run fails by it
+    except BaseException as error:  # noqa: BLE001 — SystemExit too, which would end the thread and tell nobody
         return raised(error)
 
 

@@ -153,7 +153,7 @@ class _Child:
         try:
             while True:
                 self._tell(self._heard, self._pipe.recv())
-        except (EOFError, OSError, pickle.UnpicklingError):
+        except Exception:  # noqa: BLE001 - its end, or something that no process of ours says
             self._process.kill()
         self._process.join()
         self._to_say.put(None)

@@ -108,7 +108,9 @@ def coroutine(function: Callable[[Run], Awaitable[object]]) -> Call:
             return Raised(error)
         except RunStopped:
             return Stopped()
-        except Exception as error:  # noqa: BLE001 — whatever it is, the run fails by it
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 — SystemExit too: the run fails by it, and no other
             return raised(error)
 
     async def call(session: Session) -> Outcome:
@@ -131,7 +133,7 @@ def coroutine(function: Callable[[Run], Awaitable[object]]) -> Call:
     return call
 
 
-def raised(error: Exception) -> Raised:
+def raised(error: BaseException) -> Raised:
     """The client learns the exception's name and no more: what it says may be a secret."""
     trace = "".join(traceback.format_exception(error))
     name = type(error).__name__

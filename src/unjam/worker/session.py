@@ -45,26 +45,37 @@ _MOST_DETAIL: Final = 32768
 
 class RunError(Exception):
     """Raise it to end a run as failed with an error that its client shall see. `code`: snake_case; `detail`: more that
-    is JSON, at most 32 KiB: in place of what is larger the client is told its size. Of any other exception the client
-    sees only that there was one."""
+    is JSON, at most 32 KiB: in place of what is larger the client is told its size, and of what is no JSON its type. Of
+    any other exception the client sees only that there was one."""
 
     def __init__(self, code: str, message: str, **detail: object) -> None:
         if not _CODE.match(code):
             raise ValueError(f"{code!r} is no code: give snake_case of up to 64 characters")
         super().__init__(message)
         self.code = code
-        self.message = message[:_MOST_MESSAGE]
+        # Names of files may hold what is no text.
+        self.message = message[:_MOST_MESSAGE].encode("utf-8", "replace").decode()
         self.detail = detail
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remade, (self.code, self.message, self.detail)
+        return _remade, (self.code, self.message, self._plain())
 
     def encode(self) -> bytes:
         body: dict[str, Any] = {"code": self.code, "message": self.message}
-        if self.detail:
-            size = len(msgspec.json.encode(self.detail))
-            body["detail"] = self.detail if size <= _MOST_DETAIL else {"left_out": size}
+        if detail := self._plain():
+            size = len(msgspec.json.encode(detail))
+            body["detail"] = detail if size <= _MOST_DETAIL else {"left_out": size}
         return msgspec.json.encode(body)
+
+    def _plain(self) -> dict[str, object]:
+        """`detail` as JSON has it."""
+        plain: dict[str, object] = {}
+        for name, value in self.detail.items():
+            try:
+                plain[name] = msgspec.json.decode(msgspec.json.encode(value))
+            except Exception:  # noqa: BLE001 - the end of the run must not hang on what is said beside it
+                plain[name] = {"not_json": type(value).__name__}
+        return plain
 
 
 def _remade(code: str, message: str, detail: dict[str, object]) -> RunError:
