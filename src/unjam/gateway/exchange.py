@@ -10,9 +10,9 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
-from unjam.core.spec import Timeouts
-from unjam.gateway import heads, loads, maintenance, own_verdicts, respond, retries
+from unjam.core.model import Lease, Outcome, Reason, Refusal, Ticket
+from unjam.gateway import heads, maintenance, own_verdicts, respond, retries, taps, tunnel
+from unjam.gateway.leased import Leased
 from unjam.gateway.states import (
     CONNECTING,
     ENDED,
@@ -25,10 +25,9 @@ from unjam.gateway.states import (
     WAITING,
     Unwanted,
 )
-from unjam.gateway.taps import Tap, Watch
 from unjam.gateway.timers import NEVER
-from unjam.gateway.upstream import HEAD, TUNNEL, Upstream, UpstreamConnection
-from unjam.wire import sse, websocket
+from unjam.gateway.upstream import HEAD, Upstream, UpstreamConnection
+from unjam.wire import sse
 from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
@@ -40,36 +39,22 @@ if TYPE_CHECKING:
 REPLAY = 65536
 
 
-class Exchange(Request):
-    """The core's `Request`, and what the gateway knows beside it. `arrived` is when its head was read."""
+class Exchange(Leased):
+    """`arrived` is when its head was read."""
 
     __slots__ = (
         "body",
         "body_done",
-        "bytes_in",
-        "bytes_out",
         "chunk_out",
         "client",
         "cut_at",
         "events",
-        "first_byte",
         "head",
         "held",
-        "last",
-        "lease",
         "prefix",
-        "queued",
-        "reason",
         "replayable",
-        "request_id",
-        "retries",
-        "sent_at",
-        "state",
         "stats",
-        "status",
         "tap",
-        "ticket",
-        "upstream",
     )
 
     #: Set while REFUSING: what it will be told.
@@ -104,9 +89,9 @@ class Exchange(Request):
         self.head = head
         self.request_id = request_id
         self.state = QUEUED
-        self.lease: Lease | None = None
-        self.ticket: Ticket | None = None
-        self.upstream: UpstreamConnection | None = None
+        self.lease = None
+        self.ticket = None
+        self.upstream = None
         #: The part of the request's body that may have to be sent (again).
         self.body: list[bytes] = []
         self.body_done = True
@@ -122,7 +107,7 @@ class Exchange(Request):
         self.reason = ""
         self.chunk_out = False
         self.events: sse.SseTracker | None = None
-        self.tap: Tap | None = None
+        self.tap: taps.Tap | None = None
         #: When the caller said nobody waits any more; the exchange is cut then.
         self.cut_at = NEVER
 
@@ -193,25 +178,10 @@ class Exchange(Request):
             self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.head.expect_continue = False
 
-    def timeouts(self) -> Timeouts:
-        lease = self.lease
-        assert lease is not None
-        lanes = lease.service.spec.lanes
-        return lanes.heavy if lease.heavy else lanes.fast
-
     # -- towards the endpoint --------------------------------------------------------------------------------------
 
-    def connected(self, connection: UpstreamConnection) -> bool:
-        """A connection was opened for us; False when it is no longer wanted."""
-        lease = self.lease
-        if self.state != CONNECTING or lease is None or lease.endpoint is not connection.upstream.endpoint:
-            return False
-        self.send(connection, monotonic())
-        return True
-
     def connect_failed(self, upstream: Upstream, error: Exception) -> None:
-        lease = self.lease
-        if self.state != CONNECTING or lease is None or lease.endpoint is not upstream.endpoint:
+        if not self.awaits(upstream):
             return
         timed_out = isinstance(error, TimeoutError)
         self.client.gateway.log_connect_failure(upstream, error)
@@ -323,7 +293,10 @@ class Exchange(Request):
         if not self.body_done:  # answered before it was asked in full
             client.keep_alive = client.can_discard(self.head, self.bytes_in)
         if lease.endpoint.region is not None or lease.service.shell is not None:
-            self._look_into(lease, head, payload, now)
+            # Somebody wants to know more of this answer than that it passed.
+            if lease.endpoint.region is not None:
+                client.gateway.heed(lease, head, now)
+            self.tap = taps.begin(lease, head, payload)
         self.bytes_out = len(payload)
         whole = kind == "length" and self.bytes_out == head.length
         if whole and client.keep_alive and self.head.minor == 1:  # nearly every answer
@@ -335,7 +308,7 @@ class Exchange(Request):
         if head.sse and (kind == "chunked" or kind == "close"):
             self.events = sse.SseTracker()
             self.events.feed(payload)
-            self._forget_heads()  # it will be held for long, and what it remembers of heads takes memory
+            self.forget_heads()
             client.gateway.stats.held += 1
             client.look(now + client.gateway.settings.heartbeat)
         framing = heads.answer_framing(self, head, kind)
@@ -347,20 +320,8 @@ class Exchange(Request):
         if not whole:
             client.look(now + self.timeouts().idle)
 
-    def _look_into(self, lease: Lease, head: ResponseHead, payload: bytes, now: float) -> None:
-        """Somebody wants to know more of this answer than that it passed."""
-        usage = lease.endpoint.region is not None
-        if usage:
-            self.client.gateway.heed(lease, head, now)
-        watch: Watch | None = lease.service.shell
-        wanted = watch.wants() if watch is not None else 0
-        if watch is not None and not wanted and not usage:
-            self.tap = watch.ends
-        else:
-            self.tap = Tap(usage, watch, wanted, head)
-            self.tap.feed(payload)
-
-    def _forget_heads(self) -> None:
+    def forget_heads(self) -> None:
+        """For an answer that is held for long: what is remembered of heads takes memory."""
         self.client.reader.forget()
         if self.upstream is not None:
             self.upstream.reader.forget()
@@ -389,28 +350,7 @@ class Exchange(Request):
         self._end(outcome, reusable and self.body_done, now)
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
-        """101: become a tunnel, if that was asked for and the endpoint really agreed (RFC 6455 §4.1)."""
-        key = self.head.known.get(b"sec-websocket-key", b"")
-        if self.head.upgrade != "websocket" or not websocket.check_accept(head, key):
-            self.bad_answer(Malformed("unasked_101", "endpoint"))
-            return
-        connection = self.upstream
-        lease = self.lease
-        assert connection is not None
-        assert lease is not None
-        connection.mode = TUNNEL
-        self.state = TUNNELLING
-        self.status = 101
-        self.first_byte = self.last = monotonic()
-        if not loads.PRESENT.isdisjoint(head.known):
-            loads.said(connection.upstream, head.known, self.last)
-        lines = [respond.status_line(101), *head.forward, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"]
-        lines += [heads.markers(self), b"\r\n"]
-        self.client.gateway.stats.tunnels_open += 1
-        self._forget_heads()
-        self.client.transport.write(b"".join(lines) + rest)
-        self.bytes_out += len(rest)
-        self.client.start_tunnel()
+        tunnel.begin(self, head, rest)
 
     def on_lost(self, error: Exception | None) -> None:
         """The endpoint's connection went away in the middle."""
@@ -483,11 +423,6 @@ class Exchange(Request):
             client.write(event)
             client.framed = True  # the event says it: a reset would only destroy it on its way to an HTTP/1.0 client
         self._end(outcome, False)
-
-    def drop_upstream(self) -> None:
-        connection, self.upstream = self.upstream, None
-        if connection is not None:
-            connection.abort()
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ MOST = 65536
 
 
 class Probe:
-    """One question under way; the exchange's place on an `UpstreamConnection`. `most`: bytes of the answer's body that
+    """One question under way: an `upstream.Asker`. `most`: bytes of the answer's body that
     are read. `pages`: takes the body, None: nobody wants it, and a longer one is good too."""
 
     __slots__ = ("client", "done", "head", "last", "most", "pages", "received", "status", "upstream")
@@ -46,14 +46,14 @@ class Probe:
         self.upstream: UpstreamConnection | None = None
 
     def send(self, connection: UpstreamConnection, path: str, lines: bytes = b"User-Agent: unjam-health\r\n") -> None:
-        connection.exchange = self  # type: ignore[assignment]
+        connection.exchange = self
         connection.mode = HEAD
         self.upstream = connection
         connection.transport.write(
             b"GET %b HTTP/1.1\r\n%b%b\r\n" % (path.encode("ascii"), connection.upstream.host_line, lines)
         )
 
-    # What the connection calls, as it would of an exchange.
+    # What the connection calls.
 
     def on_interim(self, head: ResponseHead) -> None:
         pass

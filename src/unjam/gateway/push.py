@@ -255,7 +255,7 @@ class Push(Request):
 
     def _connect(self, upstream: Upstream) -> None:
         self.state = CONNECTING
-        upstream.connect(self, self._limits().connect)  # type: ignore[arg-type]
+        upstream.connect(self, self._limits().connect)
 
     def connected(self, connection: UpstreamConnection) -> bool:
         lease = self.lease
@@ -287,7 +287,7 @@ class Push(Request):
 
     def send(self, connection: UpstreamConnection, now: float) -> None:
         """Write the whole request."""
-        connection.exchange = self  # type: ignore[assignment]
+        connection.exchange = self
         connection.mode = HEAD
         self.upstream = connection
         self.state = WAITING

@@ -56,6 +56,19 @@ class Tap:
             self.pieces.clear()
 
 
+def begin(lease: Lease, head: ResponseHead, payload: bytes) -> Tap:
+    """What to keep of the answer that begins with `head` and `payload`: its end where its region has a quota, and as
+    much as the service's watch wants."""
+    usage = lease.endpoint.region is not None
+    watch: Watch | None = lease.service.shell
+    wanted = watch.wants() if watch is not None else 0
+    if watch is not None and not wanted and not usage:
+        return watch.ends
+    tap = Tap(usage, watch, wanted, head)
+    tap.feed(payload)
+    return tap
+
+
 class Ends(Tap):
     """Keeps nothing: one for all exchanges of which only the end is told."""
 

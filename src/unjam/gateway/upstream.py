@@ -1,7 +1,7 @@
 """The endpoint side: one `Upstream` per endpoint with its idle connections, one `UpstreamConnection` per socket.
 
-A connection carries one exchange at a time. It decodes the endpoint's framing and hands heads and payloads to the
-exchange, which owns every decision; it goes back to the pool only after an answer that ended exactly where its framing
+A connection carries one request at a time. It decodes the endpoint's framing and hands heads and payloads to the
+`Asker`, which owns every decision; it goes back to the pool only after an answer that ended exactly where its framing
 said (RFC 9112 §9.3, §6.3).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from unjam.gateway.loads import Said
@@ -19,8 +19,8 @@ from unjam.wire.http1 import RESPONSE_LIMITS, ChunkedReader, ResponseReader
 
 if TYPE_CHECKING:
     from unjam.core.endpoint import Endpoint
-    from unjam.gateway.exchange import Exchange
     from unjam.gateway.gateway import Gateway
+    from unjam.wire.http1 import ResponseHead
 
 #: What the next bytes from the endpoint are.
 IDLE, HEAD, LENGTH, CHUNKED, CLOSE, TUNNEL, DEAD = range(7)
@@ -34,6 +34,62 @@ FLUSH = 10.0
 #: Idle connections kept for one endpoint, and for how many seconds: less than the 60 s after which servers hang up.
 MAX_IDLE = 256
 IDLE_SECONDS = 45.0
+
+
+class _Head(Protocol):
+    @property
+    def method(self) -> str: ...
+
+
+class Reading(Protocol):
+    """Where the request comes from, which can be told to wait."""
+
+    def hold_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class Asker(Protocol):
+    """Whose request a connection carries: a client's exchange, a pushed run, a probe."""
+
+    @property
+    def head(self) -> _Head: ...
+
+    @property
+    def client(self) -> Reading: ...
+
+    @property
+    def last(self) -> float:
+        """Monotonic seconds of the last that came."""
+
+    def on_interim(self, head: ResponseHead) -> None:
+        """1xx, but for 101."""
+
+    def on_switch(self, head: ResponseHead, rest: bytes) -> None:
+        """101, and the bytes behind it."""
+
+    def on_head(self, head: ResponseHead, kind: str, payload: bytes) -> None:
+        """The answer begins, its body framed as `kind` says (`ResponseHead.body`); `payload`: as much as is here.
+        Raises Unwanted."""
+
+    def on_body(self, payload: bytes) -> None: ...
+
+    def on_end(self, reusable: bool, now: float = 0.0) -> None:
+        """The answer is whole; who asked gives the connection back, by `release` or `close`."""
+
+    def on_lost(self, error: Exception | None) -> None:
+        """The connection went away before that."""
+
+    def bad_answer(self, error: Malformed) -> None:
+        """What came is not valid HTTP."""
+
+
+class Connecting(Asker, Protocol):
+    """One for whom a connection is opened."""
+
+    def connected(self, connection: UpstreamConnection) -> bool:
+        """False: it is not wanted any more."""
+
+    def connect_failed(self, upstream: Upstream, error: Exception) -> None: ...
 
 
 class Upstream:
@@ -97,18 +153,18 @@ class Upstream:
                 return connection
         return None
 
-    def connect(self, exchange: Exchange, timeout: float) -> None:
-        """Open a connection for `exchange`; ends in `exchange.send` or `exchange.connect_failed`."""
-        self.gateway.spawn(self._connect(exchange, timeout))
+    def connect(self, asker: Connecting, timeout: float) -> None:
+        """Open a connection for `asker`, which is told by `connected` or `connect_failed`."""
+        self.gateway.spawn(self._connect(asker, timeout))
 
-    async def _connect(self, exchange: Exchange, timeout: float) -> None:
+    async def _connect(self, asker: Connecting, timeout: float) -> None:
         try:
             connection = await self.open(timeout)
         except (OSError, ssl.SSLError, TimeoutError, ValueError) as error:  # ValueError: a name that IDNA refuses
             self.gateway.stats.upstream_connect_failures += 1
-            exchange.connect_failed(self, error)
+            asker.connect_failed(self, error)
             return
-        if not exchange.connected(connection):
+        if not asker.connected(connection):
             connection.release()  # its client left meanwhile; the connection is good
 
     async def open(self, timeout: float) -> UpstreamConnection:
@@ -162,7 +218,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        self.exchange: Exchange | None = None
+        self.exchange: Asker | None = None
         self.reader = ResponseReader()
         self.chunks: ChunkedReader | None = None
         self.mode = IDLE
@@ -238,7 +294,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
-    def _head(self, exchange: Exchange, data: bytes) -> None:
+    def _head(self, exchange: Asker, data: bytes) -> None:
         reader = self.reader
         head = reader.feed(data)
         while head is not None and head.status < 200:
@@ -281,7 +337,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.mode = CLOSE
             exchange.on_head(head, kind, rest)
 
-    def _chunks(self, exchange: Exchange, data: bytes) -> None:
+    def _chunks(self, exchange: Asker, data: bytes) -> None:
         chunks = self.chunks
         assert chunks is not None
         pieces = chunks.feed(data)
