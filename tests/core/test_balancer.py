@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from unjam.core.balancer import LeaseEnded
@@ -9,6 +11,7 @@ from unjam.core.model import Outcome, Reason
 from unjam.core.spec import (
     BreakerSpec,
     EjectionSpec,
+    EndpointSpec,
     LanesSpec,
     Maintenance,
     QueueSpec,
@@ -396,3 +399,26 @@ def test_the_retry_budget_is_asked_for() -> None:
     s = made.services["s"]
     granted = sum(made.may_retry(s, 0.0) for _ in range(100))
     assert 0 < granted < 100
+
+
+def test_sessions_come_back_to_a_version_that_ramps_as_its_share_allows_and_move_once() -> None:
+    fleet = (VersionSpec("a", endpoints(1, slots=9999)), VersionSpec("b", (EndpointSpec("http://b", slots=9999),)))
+    spec = service(versions=fleet, session=SessionSpec(header="x-session-id"), breaker=BreakerSpec(open=10.0))
+    made = balancer(spec)
+    s = made.services["s"]
+
+    def meets(name: str, now: float) -> str:
+        return lease(made.offer(request(s, session=name), now)).version.name
+
+    homes = {name: meets(name, 0.0) for name in map(str, range(4000))}
+    before = [name for name, home in homes.items() if home == "b"]
+    assert len(before) > 1900
+    made.trip("s", "b", 1.0)
+    made.tick(12.0)
+    assert (s.versions[1].breaker.state, s.versions[1].share) == ("ramping", 0.01)
+    # 1 % of those that it had come back by themselves; of the others it gets its share as of any sessions.
+    met = {name: meets(name, 12.0) for name in before}
+    assert 10 <= Counter(met.values())["b"] <= 60
+    # Who moved stays, also when all is well again.
+    made.reset("s", "b", 13.0)
+    assert {name: meets(name, 13.0) for name in before} == met

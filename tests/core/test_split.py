@@ -18,6 +18,7 @@ from unjam.core.spec import (
     OverflowSpec,
     QueueSpec,
     RegionSpec,
+    SessionSpec,
     SplitSpec,
     VersionSpec,
 )
@@ -290,3 +291,41 @@ def test_what_its_own_quota_has_no_room_for_in_time_is_still_refused() -> None:
     made.reset("s", "dear", 0.0)
     assert lease(made.offer(request(s), 0.0)).version.name == "dear"
     assert refusal(made.offer(request(s), 0.0)).reason is Reason.QUOTA
+
+
+def test_what_a_rule_keeps_from_a_version_does_not_spill_over_into_it() -> None:
+    free = SplitSpec({"cheap": 1.0}, headers={"X-Tier": "free"})
+    for after in (0.0, 2.0):
+        made = balancer(service(versions=versions(1, OverflowSpec("dear", after)), split=(free,)))
+        s = made.services["s"]
+        running = lease(made.offer(asked(s, x_tier="free"), 0.0))
+        waits = ticket(made.offer(asked(s, x_tier="free"), 0.0))
+        assert not made.tick(after + 0.1)
+        assert [each.request for each in made.finish(running, OK, after + 0.2)] == [waits.request]
+        # Others of the same version do.
+        other = request(s)
+        other.tried = tuple(s.versions[1].endpoints.values())
+        decision = made.offer(other, after + 0.3)
+        other.tried = ()
+        spilt = decision if isinstance(decision, Lease) else next(iter(made.tick(2 * after + 0.4)))
+        assert isinstance(spilt, Lease)
+        assert spilt.version.name == "dear"
+
+
+def test_sessions_stay_where_only_a_rule_sends_them() -> None:
+    three = tuple(EndpointSpec(f"http://d{n}", slots=100) for n in range(3))
+    dear = (VersionSpec("cheap", (EndpointSpec("http://c"),), 1.0), VersionSpec("dear", three, 0.0))
+    made = balancer(service(versions=dear, split=(PREMIUM,), session=SessionSpec(header="x-session-id")))
+    s = made.services["s"]
+
+    def meets(session: str, **headers: str) -> str:
+        asking = asked(s, **headers)
+        asking.session = session  # type: ignore[attr-defined]
+        return lease(made.offer(asking, 0.0)).endpoint.url
+
+    # They all run on, so that bounded load would send some of them elsewhere.
+    homes = {name: meets(name, x_tier="premium") for name in map(str, range(20))}
+    for _ in range(3):
+        assert {name: meets(name, x_tier="premium") for name in homes} == homes
+    # One that the rule is no longer for has no place there.
+    assert meets("0") == "http://c"

@@ -19,7 +19,7 @@ from unjam.core.model import FAILURES, Lease, Outcome, Reason, Refusal, Request,
 from unjam.core.operations import NOTHING, Operations
 from unjam.core.quota import Region, Reservation
 from unjam.core.snapshot import snapshot
-from unjam.core.target import alive, target
+from unjam.core.target import alive, moves, target
 from unjam.core.topology import Applied
 from unjam.core.workers import Workers
 
@@ -259,7 +259,7 @@ class Balancer(Operations):
                 return self._start(version, endpoint, request, bucket, heavy, now)
         if version.overflow is not None and not version.overflow.after and request.pin != version.name:
             own_wait = self._quota_wait
-            other = overflow.target(version)
+            other = overflow.target(version, request, heavy)
             endpoint = None if other is None else self._choose(other, request, heavy, bucket, now)
             if other is not None and endpoint is not None:
                 version.overflowed += 1
@@ -278,7 +278,7 @@ class Balancer(Operations):
         home = False
         if sessions is not None and request.session is not None:
             bound = sessions.lookup(request.session, now)
-            home = bound is None or not alive(bound)
+            home = bound is None or not alive(bound, request)
             if (
                 bound is not None
                 and not home
@@ -328,8 +328,7 @@ class Balancer(Operations):
         sessions = service.sessions
         if sessions is not None and request.session is not None:
             bound = sessions.lookup(request.session, now)
-            # Bound to one that is only full for the moment: this request was a guest elsewhere.
-            if bound is None or bound is endpoint or not alive(bound):
+            if bound is None or moves(bound, endpoint, request):
                 sessions.bind(request.session, endpoint, now)
         return lease
 
@@ -400,11 +399,11 @@ class Balancer(Operations):
 
     def _spill(self, version: Version, now: float) -> list[Lease]:
         """What has waited too long here goes where there is room for it."""
-        other = overflow.target(version)
-        if other is None:
-            return []
         started: list[Lease] = []
         for ticket in overflow.overdue(version, now):
+            other = overflow.target(version, ticket.request, ticket.heavy)
+            if other is None:
+                continue
             endpoint = self._choose(other, ticket.request, ticket.heavy, ticket.bucket, now)
             if endpoint is None:
                 continue

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from unjam.core.split import first
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unjam.core.model import Ticket
+    from unjam.core.model import Request, Ticket
     from unjam.core.service import Version
 
 
-def target(version: Version) -> Version | None:
-    """Where its overflow goes, if it may have any now: a version that is out gets none."""
+def target(version: Version, request: Request, heavy: bool) -> Version | None:
+    """Where its overflow goes, if the request may go there now: a version that is out gets none, and one that the rule
+    of this caller and lane doesn't name nothing of theirs."""
     spec = version.overflow
     if spec is None:
         return None
     for other in version.service.versions:
         if other.name == spec.to:
-            return other if other.usable and other.share >= 1.0 else None
+            if not other.usable or other.share < 1.0:
+                return None
+            rule = first(request.splits, heavy, version.service.splits) if request.splits else None
+            return other if rule is None or rule.spec.weights.get(other.name) else None
     return None
 
 

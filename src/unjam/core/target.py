@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from unjam.core.hashing import hash64, uniform
 from unjam.core.split import first
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ def target(request: Request, heavy: bool | None, now: float) -> Version | None:
                 return None if gone else own
     if service.sessions is not None and request.session is not None:
         bound = service.sessions.lookup(request.session, now)
-        if bound is not None and alive(bound) and bound not in request.tried:
+        if (
+            bound is not None
+            and alive(bound, request)
+            and bound not in request.tried
+            and _returns(bound, request.session)
+        ):
             return bound.pool.version
     sticky = request.sticky
     if sticky is None and service.spec.sticky is not None:
@@ -63,7 +69,25 @@ def _exhausted(service: Service, request: Request) -> list[Version]:
     ]
 
 
-def alive(endpoint: Endpoint) -> bool:
-    """A session may stay with it."""
+def alive(endpoint: Endpoint, request: Request) -> bool:
+    """A session may stay with it: its version gets work, by its weight or by a rule that holds for the request."""
     version = endpoint.pool.version
-    return endpoint.usable and not version.removed and version.weight > 0.0 and version.share > 0.0
+    if not endpoint.usable or version.removed or not version.share:
+        return False
+    return version.weight > 0.0 or any(
+        rule.spec.weights.get(version.name) for rule in request.splits if rule in version.service.splits
+    )
+
+
+def moves(bound: Endpoint, endpoint: Endpoint, request: Request) -> bool:
+    """A session that was bound to one stays with the other, which serves it now: not where its home is only full for
+    the moment, and it is a guest elsewhere."""
+    home = bound.pool.version
+    return bound is endpoint or not alive(bound, request) or (home.share < 1.0 and home is not endpoint.pool.version)
+
+
+def _returns(endpoint: Endpoint, session: str) -> bool:
+    """Of the sessions that a version had, only so many stay with it while it ramps back as its share allows; always the
+    same ones."""
+    share = endpoint.pool.version.share
+    return share >= 1.0 or uniform(hash64(session, b"ramp")) < share
