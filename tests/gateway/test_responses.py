@@ -14,7 +14,7 @@ import pytest
 
 from tests.gateway.durable import Shared
 from tests.gateway.harness import Agent, Call, Running, gateway, in_loop, until, until_gone
-from unjam.gateway.story import Story
+from unjam.gateway.response_events import Story
 from unjam.runs.model import Event
 
 

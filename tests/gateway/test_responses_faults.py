@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from unjam.gateway import story as telling
-from unjam.gateway.made import Made
-from unjam.gateway.story import Story, frame
-from unjam.gateway.tales import Stream, Tales
+from unjam.gateway import response_events
+from unjam.gateway.body_cache import BodyCache
+from unjam.gateway.response_events import Story, frame
+from unjam.gateway.response_streams import Stream, Tellings
 from unjam.runs.hub import Hub
 from unjam.runs.model import Event, NewEvent, NewRun, Run
 from unjam.runs.store.memory import MemoryStore
@@ -185,7 +185,7 @@ def test_all_streams_of_a_response_tell_the_same_however_they_are_read(
         durable: Any = SimpleNamespace(hub=hub, store=store, held=set(), gateway=SimpleNamespace(draining=False))
         run, _ = await store.create(NewRun(service="a", input=b"1", digest=b"", pull=True, retry="restart"))
         claim = await store.claim(["a"], "w", pull=True)
-        tales = Tales()
+        tellings = Tellings()
         streams: list[tuple[int, Any, Stream]] = []
         reference = Story("resp_1", 0.0, {})
         known = batch = 0
@@ -200,7 +200,7 @@ def test_all_streams_of_a_response_tell_the_same_however_they_are_read(
             for _ in range(rng.randrange(3)):
                 after = rng.choice((-1, known - 1, known - 1, rng.randrange(-1, known + 1)))
                 client = Client(rng)
-                stream = Stream(durable, client, tales, run.id, Story("resp_1", 0.0, {}), after)  # type: ignore[arg-type]
+                stream = Stream(durable, client, tellings, run.id, Story("resp_1", 0.0, {}), after)  # type: ignore[arg-type]
                 stream.begin()
                 streams.append((after, client, stream))
             for _, client, stream in streams:
@@ -210,7 +210,7 @@ def test_all_streams_of_a_response_tell_the_same_however_they_are_read(
             for _ in range(rng.randrange(6)):
                 await asyncio.sleep(0)
             if rng.random() < 0.5:
-                known = max((stream._tale.story.number for _, _, stream in streams), default=0)
+                known = max((stream._telling.story.number for _, _, stream in streams), default=0)
         await store.finish(run.id, claim.run.fence, "completed", result=b'"done"')
         async with asyncio.timeout(20):
             while not all(client.over for _, client, _ in streams):
@@ -275,7 +275,7 @@ async def test_an_ended_response_is_put_together_once(monkeypatch: pytest.Monkey
 
 
 def test_a_response_has_a_text_of_bounded_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telling, "MOST_TEXT", 10)
+    monkeypatch.setattr(response_events, "MOST_TEXT", 10)
     story = Story("resp_1", 0.0, {})
     deltas = [
         event["delta"] for number in range(5) for event in story.tell(Event(number, "delta", b'"four"', 0.0))[-1:]
@@ -291,7 +291,7 @@ def test_a_response_has_a_text_of_bounded_length(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_made_is_made_once_and_kept_within_bounds() -> None:
     async def test() -> None:
-        made, calls = Made(most=10), list[str]()
+        bodies, calls = BodyCache(most=10), list[str]()
 
         def give(key: str, size: int) -> Any:
             async def make() -> bytes:
@@ -301,14 +301,14 @@ def test_what_is_made_is_made_once_and_kept_within_bounds() -> None:
                     raise LookupError(key)
                 return key.encode() * size
 
-            return made.get(key, make)
+            return bodies.get(key, make)
 
         both = await asyncio.gather(give("a", 6), give("a", 6))
         assert both[0] is both[1]
         assert await give("a", 6) is both[0]
         assert calls == ["a"]
         await give("b", 6)
-        assert made.size == 6
+        assert bodies.size == 6
         await give("a", 6)
         await give("c", 11)
         assert calls == ["a", "b", "a", "c"]

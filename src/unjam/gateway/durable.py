@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from unjam.config import Config
 from unjam.config.runs import Runs, ServiceRuns
+from unjam.gateway.body_cache import BodyCache
 from unjam.gateway.counted import CountedStore
 from unjam.gateway.dispatcher import Dispatcher, PushOptions
-from unjam.gateway.made import Made
 from unjam.gateway.workers import Workers
 from unjam.runs.hub import Hub
 from unjam.runs.machine import FAILED
@@ -53,7 +53,7 @@ class Durable:
     """`limits`: of the configuration in force. `services`: those that take runs. `held`: exchanges that wait for a run
     to go on or end. `poke`: called with the id of a run that is to be stopped or was sent something; who runs it here
     looks at once rather than at its next sign of life. `given`: who waits for a run to be sent something; `workers`:
-    who asks for runs here. `made`: bodies of answers that are large."""
+    who asks for runs here. `bodies`: of answers that are large."""
 
     def __init__(self, gateway: Gateway, config: Config, store: Store | None = None) -> None:
         assert config.runs is not None
@@ -81,7 +81,7 @@ class Durable:
         self.ready.listen(self.dispatcher.ready)
         self.workers = Workers(self)
         self.given = Waiting()
-        self.made = Made()
+        self.bodies = BodyCache()
         self._rng = Random()
         self._tasks: list[asyncio.Task[None]] = []
         self.configure(config)

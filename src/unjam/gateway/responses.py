@@ -23,11 +23,11 @@ from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.envelope import plain, wrap
 from unjam.gateway.local import Answer, LocalExchange, Refused
 from unjam.gateway.passing import pass_on
+from unjam.gateway.response_events import ECHOED, STATUS, Json, Story, decoded, error_of, response
+from unjam.gateway.response_streams import Stream, Tellings
 from unjam.gateway.runs_api import idempotency_key
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.runs_follow import Held
-from unjam.gateway.story import ECHOED, STATUS, Json, Story, decoded, error_of, response
-from unjam.gateway.tales import Stream, Tales
 from unjam.gateway.timers import NEVER
 from unjam.runs.hub import Delivery
 from unjam.runs.machine import CANCELLED, COMPLETED, EXPIRED, TERMINAL
@@ -93,7 +93,7 @@ class Responses:
         self._durable = durable
         self._api = api
         self._store = durable.store
-        self._tales = Tales()
+        self._tellings = Tellings()
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def add_to(self, paths: Paths) -> None:
@@ -190,7 +190,7 @@ class Responses:
         async def make() -> bytes:
             return msgspec.json.encode(await self._ended(run))
 
-        return Answer(200, await self._durable.made.get(("response", run.id, run.seq), make))
+        return Answer(200, await self._durable.bodies.get(("response", run.id, run.seq), make))
 
     async def _ended(self, run: Run) -> Json:
         """Raises StoreError."""
@@ -212,7 +212,7 @@ class Responses:
 
     def _follow(self, exchange: LocalExchange, run: Run, after: int) -> None:
         if not exchange.gone:
-            Stream(self._durable, exchange, self._tales, run.id, story_of(run), after).begin()
+            Stream(self._durable, exchange, self._tellings, run.id, story_of(run), after).begin()
 
     @spoken
     async def input_items(self, exchange: LocalExchange) -> Answer | None:

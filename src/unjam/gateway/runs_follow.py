@@ -195,7 +195,7 @@ async def run_answer(durable: Durable, run: Run, with_result: bool, status: int 
         async def make() -> bytes:
             return shapes.json(shapes.view(run, await durable.store.result(run.id))).body
 
-        return Answer(status, await durable.made.get(("run", run.id, run.seq), make), lines)
+        return Answer(status, await durable.bodies.get(("run", run.id, run.seq), make), lines)
     return shapes.json(shapes.view(run), status, lines)
 
 

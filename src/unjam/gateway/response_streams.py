@@ -1,7 +1,7 @@
-"""Responses as they are told: one `Story` for all streams of a run that stand at the same place of its log.
+"""Responses as streams: one `Story` for all streams of a run that have come equally far in its log.
 
-A stream costs a place in the log and a number, as long as it keeps up. One that begins, or falls behind, has a story of
-its own until it has caught up; a story that falls behind another shares all text with it that both have told.
+A stream that keeps up costs a place in the log and a number. One that begins, or falls behind, has a story of its own
+until it has caught up; such a story shares with the others all the text that both have told.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from unjam.gateway.local import Gone, LocalExchange, Refused
+from unjam.gateway.response_events import Json, Story, frame
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.runs_follow import Held
-from unjam.gateway.story import Json, Story, frame
 from unjam.runs.hub import Delivery
 from unjam.runs.machine import COMPLETED
 from unjam.runs.store.base import Store, StoreError
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class Told:
-    """What was told at once, as SSE."""
+    """Events that were told in one go, as SSE."""
 
-    __slots__ = ("_frames", "_whole", "tale")
+    __slots__ = ("_frames", "_whole", "telling")
 
-    def __init__(self, events: Iterable[Json], tale: Tale) -> None:
+    def __init__(self, events: Iterable[Json], telling: Telling) -> None:
         self._frames = [(event["sequence_number"], frame(event)) for event in events]
         self._whole: bytes | None = None
-        #: The tale that goes on behind it.
-        self.tale = tale
+        #: The telling that goes on behind them.
+        self.telling = telling
 
     def since(self, after: int) -> bytes:
         """All with a number above `after`; the very same bytes for all who want the whole."""
@@ -44,8 +44,8 @@ class Told:
         return self._whole
 
 
-class Tale:
-    """A story, told up to the log's event before `cursor`."""
+class Telling:
+    """A story that has been told up to the log's event before `cursor`."""
 
     __slots__ = ("__weakref__", "_ending", "cursor", "run", "story")
 
@@ -63,11 +63,11 @@ class Tale:
         self.cursor = delivery.next
         return Told(said, self)
 
-    def fork(self) -> Tale:
+    def fork(self) -> Telling:
         """One that stays here when this one is told on."""
         if self._ending is not None:
             return self  # there is nothing more to tell
-        return Tale(self.run, self.story.fork(), self.cursor)
+        return Telling(self.run, self.story.fork(), self.cursor)
 
     async def end(self, store: Store) -> Told:
         """What is told when the log has ended; once for all. Raises StoreError."""
@@ -82,39 +82,39 @@ class Tale:
         return Told(self.story.end(await store.result(self.run)), self)
 
 
-class Tales:
-    """Those that are told furthest, by run, as long as somebody follows them."""
+class Tellings:
+    """The telling that has come furthest, for each run that somebody follows."""
 
     def __init__(self) -> None:
-        self._furthest: WeakValueDictionary[str, Tale] = WeakValueDictionary()
+        self._furthest: WeakValueDictionary[str, Telling] = WeakValueDictionary()
 
-    def begin(self, run: str, story: Story, after: int) -> Tale:
+    def begin(self, run: str, story: Story, after: int) -> Telling:
         """For a client that has everything up to the number `after`: it need not hear again what all have heard."""
         found = self._furthest.get(run)
-        return found if found is not None and found.story.number - 1 <= after else Tale(run, story)
+        return found if found is not None and found.story.number - 1 <= after else Telling(run, story)
 
-    def met(self, tale: Tale) -> Tale:
+    def met(self, telling: Telling) -> Telling:
         """The one to go on with: the furthest, when it stands at the same place."""
-        found = self._furthest.get(tale.run)
-        if found is None or found.cursor < tale.cursor:
-            self._furthest[tale.run] = found = tale
-        return found if found.cursor == tale.cursor else tale
+        found = self._furthest.get(telling.run)
+        if found is None or found.cursor < telling.cursor:
+            self._furthest[telling.run] = found = telling
+        return found if found.cursor == telling.cursor else telling
 
 
 class Stream(Held):
     """A response as a stream. It is told from the log's beginning whoever asks, as numbers and texts depend on it; the
     client gets what comes after the number it has."""
 
-    __slots__ = ("_after", "_story", "_tale", "_tales")
+    __slots__ = ("_after", "_story", "_telling", "_tellings")
 
     def __init__(
-        self, durable: Durable, exchange: LocalExchange, tales: Tales, run: str, story: Story, after: int
+        self, durable: Durable, exchange: LocalExchange, tellings: Tellings, run: str, story: Story, after: int
     ) -> None:
         super().__init__(durable, exchange, run)
         self._after = after
-        self._tales = tales
-        self._tale = tales.begin(run, story, after)
-        self.cursor = self._tale.cursor
+        self._tellings = tellings
+        self._telling = tellings.begin(run, story, after)
+        self.cursor = self._telling.cursor
 
     def begin(self) -> None:
         """Raises `Gone`."""
@@ -127,29 +127,29 @@ class Stream(Held):
 
     def take(self, delivery: Delivery) -> bool:
         # All who stand here have told the same, so what one has told of this goes for all.
-        key = Tale, self.cursor
+        key = Telling, self.cursor
         told: Told | None = delivery.cache.get(key)
         if told is None:
-            assert self._tale.cursor == self.cursor, "a story that others went on with"
-            told = delivery.cache[key] = self._tale.tell(delivery)
+            assert self._telling.cursor == self.cursor, "a story that others went on with"
+            told = delivery.cache[key] = self._telling.tell(delivery)
         self.cursor = delivery.next
-        self._tale = self._tales.met(told.tale)
+        self._telling = self._tellings.met(told.telling)
         data = told.since(self._after)
         room = self.exchange.write(data) if data else self.exchange.room
         if not room:
-            self._tale = self._tale.fork()  # the others go on without it
+            self._telling = self._telling.fork()  # the others go on without it
         return room
 
     def on_gap(self, following: int) -> None:
         self.exchange.refuse(Refused(410, "log_expired", "What this response said is not kept any more."))
 
     def on_end(self) -> None:
-        self._tale = self._tales.met(self._tale)
+        self._telling = self._tellings.met(self._telling)
         self.exchange.work(self._finish)
 
     async def _finish(self, exchange: LocalExchange) -> None:
         try:
-            await exchange.send((await self._tale.end(self.durable.store)).since(self._after))
+            await exchange.send((await self._telling.end(self.durable.store)).since(self._after))
         except Gone:
             return
         except StoreError as error:
@@ -161,4 +161,4 @@ class Stream(Held):
         self.exchange.end()  # the client goes on elsewhere from the number it has
 
 
-__all__ = ["Stream", "Tale", "Tales", "Told"]
+__all__ = ["Stream", "Telling", "Tellings", "Told"]

@@ -1,4 +1,4 @@
-"""Bodies that take long to make and that many may ask for: made once for all who ask at a time, and kept."""
+"""Bodies of answers that take long to make: made once, however many ask for one at the same time, and kept."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final
 
-#: Bytes that are kept: the latest to have been asked for.
+#: Bytes that are kept.
 MOST: Final = 32 << 20
 
 
-class Made:
-    """`most`: bytes that are kept."""
+class BodyCache:
+    """`most`: bytes that are kept at once; those that were asked for longest ago go first."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
