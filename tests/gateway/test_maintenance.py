@@ -4,6 +4,7 @@ WebSocket."""
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -11,6 +12,7 @@ import websockets
 
 from tests.gateway.harness import Agent, Call, Running, gateway, in_loop, until
 
+COMPLETION: dict[str, Any] = {"model": "m-1", "prompt": "hi"}
 MESSAGE = "We are improving this agent. Please try again soon."
 
 
@@ -103,6 +105,30 @@ async def test_with_status_200_openais_sdk_reads_it_as_the_assistants_words() ->
         async for chunk in await client.chat.completions.create(**asked, stream=True):  # type: ignore[call-overload]
             said.append(chunk.choices[0].delta.content or "")
         assert "".join(said) == MESSAGE
+
+
+@in_loop
+async def test_and_so_do_completions_and_responses_while_what_has_no_words_stays_an_error() -> None:
+    agent = await gone()
+    async with (
+        gateway(config=config(agent, ", status: 200", "    dialect: openai\n")) as gw,
+        sdk(gw) as client,
+    ):
+        completion = await client.completions.create(model="m-1", prompt="hi")
+        assert (completion.choices[0].text, completion.model) == (MESSAGE, "m-1")
+        said = [chunk.choices[0].text async for chunk in await client.completions.create(**COMPLETION, stream=True)]
+        assert "".join(said) == MESSAGE
+        response = await client.responses.create(model="m-1", input="hi")
+        assert (response.output_text, response.model, response.status) == (MESSAGE, "m-1", "completed")
+        async with client.responses.stream(model="m-1", input="hi") as stream:
+            deltas = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+            assert "".join(deltas) == MESSAGE
+            assert (await stream.get_final_response()).output_text == MESSAGE
+        for asked in (client.embeddings.create(model="m-1", input="hi"), client.responses.retrieve("resp_1")):
+            with pytest.raises(openai.InternalServerError) as caught:
+                await asked
+            assert (caught.value.status_code, caught.value.code) == (503, "maintenance")
+            assert caught.value.response.headers["retry-after"] == "90"
 
 
 async def known_down(gw: Running) -> None:

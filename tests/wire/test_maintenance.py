@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unjam.wire.dialects.maintenance import Form, maintenance_body
 
-FORMS: tuple[Form, ...] = ("json", "openai", "chat")
+FORMS: tuple[Form, ...] = ("json", "openai", "chat", "completion", "response")
 
 
 @given(st.text(min_size=1), st.sampled_from(FORMS), st.sampled_from([200, 503]), st.booleans())
@@ -39,7 +39,7 @@ def _strings(value: object) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("form", ["openai", "chat"])
+@pytest.mark.parametrize("form", ["openai", "chat", "completion", "response"])
 def test_errors_for_openais_sdk_are_json_although_a_stream_was_asked_for(form: Form) -> None:
     content_type, body = maintenance_body(form, "no", status=503, retry_after=1.0, stream=True)
     assert content_type == b"application/json"

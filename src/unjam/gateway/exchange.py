@@ -153,7 +153,8 @@ class Exchange(Leased):
             if self.head.upgrade is not None:
                 self.client.keep_alive = False  # what follows on it are frames
             self._settle_body()
-            self._answer(maintenance.answer(self, refusal), refusal.status, refusal.reason, Outcome.CANCELLED, False)
+            status, answer = maintenance.answer(self, refusal)
+            self._answer(answer, status, refusal.reason, Outcome.CANCELLED, False)
         else:
             self.fail(refusal.status, refusal.reason, refusal.message, refusal.retry_after)
 

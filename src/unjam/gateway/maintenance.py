@@ -14,7 +14,7 @@ import msgspec
 from unjam.gateway import respond
 from unjam.gateway.states import REFUSING
 from unjam.wire import frames, websocket
-from unjam.wire.dialects.maintenance import Form, maintenance_body
+from unjam.wire.dialects.maintenance import WORDS, Form, maintenance_body, status_of
 
 if TYPE_CHECKING:
     from unjam.core.model import Refusal
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 #: Close code of RFC 6455's registry: "Try Again Later".
 TRY_AGAIN_LATER: Final = 1013
+
+#: Ends of the paths that are asked for words.
+_PATHS: Final[tuple[tuple[str, Form], ...]] = (
+    ("/chat/completions", "chat"),
+    ("/completions", "completion"),
+    ("/responses", "response"),
+)
 
 _WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
 
@@ -35,10 +42,10 @@ _decode = msgspec.json.Decoder(_Asked, strict=False).decode
 
 
 def hold(exchange: Exchange, refusal: Refusal) -> bool:
-    """Whether the refusal has to wait for the rest of the body: a chat's says whether its answer is to be a stream. Not
-    for one that is too long to be looked at."""
+    """Whether the refusal has to wait for the rest of the body: that of a request for words says whether they are to be
+    streamed. Not for one that is too long to be looked at."""
     head = exchange.head
-    if exchange.body_done or refusal.status != 200 or _form(exchange) != "chat" or not exchange.replayable:
+    if exchange.body_done or refusal.status != 200 or _form(exchange) not in WORDS or not exchange.replayable:
         return False
     most = exchange.client.gateway.settings.inspect_bytes
     if max(exchange.bytes_in, head.length or 0) > most:
@@ -55,28 +62,29 @@ def hold(exchange: Exchange, refusal: Refusal) -> bool:
     return True
 
 
-def answer(exchange: Exchange, refusal: Refusal) -> bytes:
-    """The whole answer, a closed WebSocket's too; `exchange.client.keep_alive` is settled before."""
+def answer(exchange: Exchange, refusal: Refusal) -> tuple[int, bytes]:
+    """The status, and the whole answer, a closed WebSocket's too; `exchange.client.keep_alive` is settled before."""
     head = exchange.head
     if head.upgrade is not None:
-        return _closed_socket(head.known.get(b"sec-websocket-key", b""), refusal.message)
+        return refusal.status, _closed_socket(head.known.get(b"sec-websocket-key", b""), refusal.message)
     asked = _asked(exchange)
     form = _form(exchange)
+    status = status_of(form, refusal.status)
     accept = head.get(b"accept") or b""
     retry_after = refusal.retry_after or 0.0
     request_id = exchange.request_id.decode("ascii")
     content_type, body = maintenance_body(
         form,
         refusal.message,
-        status=refusal.status,
+        status=status,
         retry_after=retry_after,
         request_id=request_id,
         stream=bool(asked.stream) or _wants_events(accept),
         model=(asked.model or "")[:64],
         created=time(),
     )
-    return respond.whole(
-        refusal.status,
+    return status, respond.whole(
+        status,
         content_type,
         body,
         request_id=request_id,
@@ -89,7 +97,11 @@ def answer(exchange: Exchange, refusal: Refusal) -> bytes:
 def _form(exchange: Exchange) -> Form:
     if exchange.service.spec.dialect != "openai":
         return "json"
-    return "chat" if exchange.head.path.endswith("/chat/completions") else "openai"
+    if exchange.head.method == "POST":
+        for path, form in _PATHS:
+            if exchange.head.path.endswith(path):
+                return form
+    return "openai"
 
 
 def _asked(exchange: Exchange) -> _Asked:
