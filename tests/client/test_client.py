@@ -184,22 +184,6 @@ async def test_an_input_is_never_sent_twice() -> None:
         assert [data for _, data in await store.inputs(run.id, 0)] == [b'{"more":1}', b'{"more":2}']
 
 
-@in_loop
-async def test_a_log_that_lost_events_says_so() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        body = b'id: 0\nevent: a\ndata: 1\n\nevent: gap\ndata: {"next":5}\n\nid: 5\nevent: run.completed\ndata: {}\n\n'
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(body)
-        writer.write(head + body)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, AsyncClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
-        assert [(event.seq, event.type) async for event in client.follow("r")] == [
-            (0, "a"), (-1, "gap"), (5, "run.completed"),
-        ]  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------------------- sync
 
 

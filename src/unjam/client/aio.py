@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -33,8 +33,14 @@ TRYING: Final = 60.0
 HELD: Final = 45.0
 #: Seconds without a byte after which a stream counts as dead: gateways send a comment every ten.
 SILENT: Final = 35.0
+#: Seconds for which a stream has to be heard of to count as one that works, whether there are events or not.
+STEADY: Final = 5.0
 #: Status of answers that another attempt may turn into a good one.
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Those of them that don't tell whether the request was acted on.
+_UNCERTAIN: Final = frozenset({500, 502, 504})
+#: Codes of refusals that last, whatever the status says.
+_NEVER: Final = frozenset({"inputs_full"})
 _JSON: Final = ("content-type", "application/json")
 
 T = TypeVar("T")
@@ -154,11 +160,18 @@ class AsyncClient:
 
     async def follow(self, run: str | Run, *, after: int = -1) -> AsyncGenerator[Event, None]:
         """Every event with a number above `after`, once and in order, to the last one, over any number of connections
-        and gateways. `Unavailable` only after `patience` seconds without one. An event of type `gap` tells that the log
-        itself has lost events; `NotAccepted` with `log_expired` that it is gone."""
+        and gateways. `Unavailable` only after `patience` seconds in which no gateway let it follow: a run may say
+        nothing for as long as it likes. An event of type `gap` tells that the log itself has lost events; `NotAccepted`
+        with `log_expired` that it is gone."""
         backoff, clock = Backoff(most=5.0), asyncio.get_running_loop().time
         failing_since: float | None = None
         ended = False
+        opened = heard = 0.0
+
+        def hear() -> None:
+            nonlocal heard
+            heard = clock()
+
         while True:
             at_least, trouble = 0.0, "the stream ended early"
             try:
@@ -177,7 +190,8 @@ class AsyncClient:
                             raise _refused(answer)
                         at_least, trouble = retry_after(answer), _words(answer)
                     else:
-                        async with aclosing(_events(stream, after)) as events:
+                        opened = heard = clock()
+                        async with aclosing(_events(stream, after, hear)) as events:
                             async for event in events:
                                 failing_since = None
                                 backoff.reset()
@@ -191,6 +205,10 @@ class AsyncClient:
                 finally:
                     stream.close()
                 self._gateways.next(origin)
+            if heard - opened >= STEADY:
+                failing_since = None
+                backoff.reset()
+                opened = heard
             failing_since = clock() if failing_since is None else failing_since
             pause = backoff.next(at_least)
             if clock() + pause - failing_since > self._patience:
@@ -221,8 +239,11 @@ class AsyncClient:
             else:
                 if answer.status in (200, 201, 202, 204):
                     return answer
-                if answer.status not in _AGAIN or (answer.status == 500 and not again):
-                    raise _refused(answer)
+                refused = _refused(answer)
+                if answer.status not in _AGAIN or refused.code in _NEVER:
+                    raise refused
+                if not again and (answer.status in _UNCERTAIN or refused.code == "store_away"):
+                    raise Unavailable(f"{refused}; it may have come all the same", uncertain=True)
                 at_least, trouble = retry_after(answer), f"{origin.url} {_words(answer)}"
                 if answer.status != 429:
                     self._gateways.next(origin)
@@ -238,16 +259,18 @@ def _path(run: str | Run) -> str:
     return f"/v1/runs/{quote(run if isinstance(run, str) else run.id, safe='')}"
 
 
-async def _events(stream: Stream, after: int) -> AsyncGenerator[Event, None]:
-    """Those with numbers above `after`. Raises ValueError for what no gateway of ours says."""
+async def _events(stream: Stream, after: int, hear: Callable[[], None]) -> AsyncGenerator[Event, None]:
+    """Those with numbers above `after`. `hear` is called for whatever comes. Raises ValueError for what no gateway of
+    ours says."""
     reader = Reader()
     while True:
         async with asyncio.timeout(SILENT):
             piece = await stream.read()
         if not piece:
             return
+        hear()
         for message in reader.feed(piece):
-            event = _event(message)
+            event = _event(message, after)
             if event.seq < 0:
                 after = event.data["next"] - 1
             elif event.seq <= after:
@@ -259,13 +282,22 @@ async def _events(stream: Stream, after: int) -> AsyncGenerator[Event, None]:
             yield event
 
 
-def _event(message: Message) -> Event:
+def _event(message: Message, after: int) -> Event:
+    """Raises ValueError. What says that the log has lost something has the id before the one that it goes on with, or
+    none; an agent's own event of that type comes in its place."""
     data = json.loads(message.data)
-    if message.id is None:
-        if message.event != "gap" or not isinstance(data, dict) or not isinstance(data.get("next"), int):
-            raise ValueError("an event has no number")
+    seq = None if message.id is None else int(message.id)
+    if (
+        message.event == "gap"
+        and isinstance(data, dict)
+        and isinstance(data.get("next"), int)
+        and seq in (None, data["next"] - 1)
+        and seq != after + 1
+    ):
         return Event(-1, message.event, data)
-    return Event(int(message.id), message.event, data)
+    if seq is None:
+        raise ValueError("an event has no number")
+    return Event(seq, message.event, data)
 
 
 async def _whole(stream: Stream) -> Answer:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 #: Bytes of an answer's head; and of its body, where nobody says how many.
 MOST_HEAD: Final = 16 * 1024
 MOST_BODY: Final = 64 * 1024
-#: Bytes that a streamed answer is read by, at most.
+#: Bytes that a streamed answer is read by, at most, and a large one at once.
 PIECE: Final = 64 * 1024
+#: Bytes a second: a body that is sent more slowly is too slow.
+SLOWEST: Final = 128 * 1024
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\Z")
@@ -56,19 +58,25 @@ class Connection:
         """`head`: request line and fields, each with CRLF, without `content-length` and the empty line.
 
         A kept connection that the other side has closed meanwhile is renewed once, unseen, if the request may be sent
-        `again`. Raises OSError, TimeoutError after `timeout` seconds in all, `BadAnswer`.
+        `again`. Raises OSError, `BadAnswer`, TimeoutError after `timeout` seconds in all; each `PIECE` of a large
+        answer has as many again, and a large body as many as it takes at `SLOWEST`.
         """
         data = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
         self.sent = False
+        clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout + len(body) / SLOWEST) as limit:
+
+                def more() -> None:
+                    limit.reschedule(clock() + timeout)
+
                 if again and self.alive:
                     try:
-                        return await self._exchange(data)
+                        return await self._exchange(data, more)
                     except (ConnectionError, _NothingCame):
                         self.close()
                 await self._open()
-                return await self._exchange(data)
+                return await self._exchange(data, more)
         except BaseException:
             # Also when cancelled: an answer that is on its way would be taken for the next one's.
             self.close()
@@ -110,10 +118,10 @@ class Connection:
         self._writer.write(data)
         return self._reader
 
-    async def _exchange(self, data: bytes) -> Answer:
+    async def _exchange(self, data: bytes, more: Callable[[], None]) -> Answer:
         # Not waiting until all is written: an answer that comes before refuses the rest.
         reader = self._write(data)
-        answer, keep = await _read(reader, self._most)
+        answer, keep = await _read(reader, self._most, more)
         if not keep:
             self.close()
         return answer
@@ -187,12 +195,12 @@ async def _begin(reader: asyncio.StreamReader) -> tuple[bytes, int, dict[bytes, 
             raise BadAnswer("it switched protocols, which nobody asked for")
 
 
-async def _read(reader: asyncio.StreamReader, most: int) -> tuple[Answer, bool]:
-    """An answer and whether the connection may be used again."""
+async def _read(reader: asyncio.StreamReader, most: int, more: Callable[[], None]) -> tuple[Answer, bool]:
+    """An answer and whether the connection may be used again. `more` is called for each large part of it."""
     version, status, fields = await _begin(reader)
     keep = version == b"1" and b"close" not in fields.get(b"connection", b"").lower()
     chunked, length = _framing(status, fields, most)
-    body = await _chunks(reader, most) if chunked else await _exactly(reader, length)
+    body = await _chunks(reader, most, more) if chunked else await _whole(reader, length, more)
     return Answer(status, body, fields), keep
 
 
@@ -237,12 +245,22 @@ def _parse_head(head: bytes) -> tuple[bytes, int, dict[bytes, bytes]]:
     return status[1], int(status[2]), fields
 
 
-async def _chunks(reader: asyncio.StreamReader, most: int) -> bytes:
+async def _whole(reader: asyncio.StreamReader, length: int, more: Callable[[], None]) -> bytes:
+    if length <= PIECE:
+        return await _exactly(reader, length)
+    body = bytearray()
+    while len(body) < length:
+        body += await _exactly(reader, min(PIECE, length - len(body)))
+        more()
+    return bytes(body)
+
+
+async def _chunks(reader: asyncio.StreamReader, most: int, more: Callable[[], None]) -> bytes:
     body = bytearray()
     while (length := _chunk_size(await _line(reader))) != 0:
         if len(body) + length > most:
             raise BadAnswer("its answer is too long")
-        body += await _exactly(reader, length)
+        body += await _whole(reader, length, more)
         await _chunk_end(reader)
     await _trailers(reader)
     return bytes(body)
