@@ -412,6 +412,26 @@ async def test_while_the_place_is_away_changes_hold_here_and_are_told_as_not_kep
 
 
 @in_loop
+async def test_what_could_not_be_kept_is_kept_when_the_place_is_back(shared: Shared) -> None:
+    async with running(text(SHARED)) as (gw, admin), running(text(SHARED)) as (other, _):
+        await admin.weigh(v8=11)
+        shared.away = True  # before anybody has read that back
+        assert not (await admin.weigh(v8=20))["kept"]
+        assert not (await admin.weigh(v7=30))["kept"]
+        shared.away = False
+        # Somebody else decides on one of the two.
+        await shared.put(
+            Change(key="weight/agent/v7", after={"weight": 1, "base": 90}, who="w", where="g", at=time.time() + 1)
+        )
+        for each in (gw, other):
+            v7, v8 = each.gateway.balancer.services["agent"].versions
+            await until(lambda v7=v7, v8=v8: (v7.weight, v8.weight) == (1, 20))  # type: ignore[misc]
+        assert [change.after["weight"] for change in shared._log] == [11, 1, 20]
+    async with running(text(SHARED)) as (_, admin):
+        assert await admin.weights() == {"v7": 1, "v8": 20}
+
+
+@in_loop
 async def test_a_place_that_is_away_at_the_start_is_caught_up_with(shared: Shared) -> None:
     await shared.put(Change(key="weight/agent/v8", after={"weight": 20, "base": 10}, who="w", where="g"))
     shared.away = True

@@ -2,7 +2,8 @@
 
 Each change is one line of the audit log (who, when, where, from, to, why) and, where the state is shared, reaches the
 other gateways within two seconds; trips that a gateway decides on by itself too. The proxy never waits for any of it: a
-place for the state that is away costs only that the change holds here, and until the next restart.
+place for the state that is away costs only that the change holds here, and until the next restart, if that comes before
+the place is back: then it is kept, unless somebody else has decided otherwise meanwhile.
 
 A weight set at run time remembers what the file said then, and holds as long as the file says that.
 """
@@ -52,6 +53,8 @@ class Changes:
         #: The last change of each key that is in force here. Those made while the place was away have no number.
         self._latest: dict[str, Change] = {}
         self._loaded = False
+        #: Those that could not be kept.
+        self._owed: dict[str, Change] = {}
         #: The last number that was read up to, and the highest known; how many writes are under way, and have begun.
         self._last = 0
         self._highest = 0
@@ -306,6 +309,8 @@ class Changes:
         except (KeptError, TimeoutError, ValueError) as error:
             why = str(error) or f"no answer in {PATIENCE:g} s"
             self._away(why)
+            if not isinstance(error, ValueError):  # the same would come again
+                self._owed.update((change.key, change) for change in changes)
             return why
         finally:
             self._writing -= 1
@@ -333,6 +338,7 @@ class Changes:
             self._gateway.log.exception("fault", what="reading changes")
         else:
             self._back()
+            self._repay()
         finally:
             self._polling = False
 
@@ -353,6 +359,15 @@ class Changes:
             self._take(change, fresh=True)
         self._last = self._highest = end
 
+    def _repay(self) -> None:
+        """The place is there: keep what could not be, as far as it is still what counts here."""
+        owed = [change for key, change in self._owed.items() if self._latest.get(key) is change]
+        self._owed = {}
+        if owed and not self._stopped:
+            self._writing += 1
+            self._writes += 1
+            self._start(self._put(owed))
+
     def _put_in_force(self, current: Mapping[str, Change]) -> None:
         for change in sorted(current.values(), key=_number):
             self._take(change, fresh=False)
@@ -360,7 +375,8 @@ class Changes:
 
     def _take(self, change: Change, fresh: bool) -> None:
         mine = self._latest.get(change.key)
-        if mine is not None and (mine.n >= change.n or (not fresh and not mine.n and mine.at >= change.at)):
+        ours = not fresh or change.where == self.where
+        if mine is not None and (mine.n >= change.n or (ours and not mine.n and mine.at >= change.at)):
             return  # ours is later, or is this one; of one that could not be kept only the clock can tell
         wrong = problem(change)
         if wrong:
