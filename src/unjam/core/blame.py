@@ -35,7 +35,7 @@ class Blame:
         self._by.clear()
 
     def add(self, endpoint: Endpoint | None, version: Version) -> None:
-        """A failure; None: nobody knows whose."""
+        """Count a failure of this endpoint; None: nobody knows whose it was."""
         self.failures += 1
         if endpoint is None:
             return
@@ -100,6 +100,6 @@ def judged(version: Version, bad: bool, sampled: bool, reason: str, started: flo
 
 
 def tripped(version: Version, now: float) -> None:
-    """Its breaker has: what waits for it goes elsewhere, and so does what comes."""
+    """The version's breaker has tripped: what waits for it goes elsewhere, and so does what comes."""
     version.evict = True
     version.service.reweigh(now)

@@ -55,7 +55,7 @@ class Health:
         self.ejections: deque[tuple[Endpoint, float]] = deque(maxlen=REMEMBERED)
 
     def joined(self, endpoint: Endpoint, now: float, warm_up: bool) -> None:
-        """A new endpoint, in its pool and its version's books."""
+        """Take in a new endpoint, which is in its pool already."""
         version = endpoint.pool.version
         if not endpoint.draining and endpoint.spec.weight > 0.0:
             version.members += 1
@@ -76,12 +76,12 @@ class Health:
         self._fresh.pop(endpoint, None)
 
     def drain(self, endpoint: Endpoint, draining: bool, now: float) -> None:
-        """By an operator."""
+        """An operator drains it, or takes that back."""
         endpoint.drained = draining
         self._drain(endpoint, draining or endpoint.load_state == DRAINING, now)
 
     def silence(self, endpoint: Endpoint, silent: bool, now: float) -> None:
-        """Its reporter is not heard of any more, or again."""
+        """Its reporter has fallen silent, or is heard again."""
         if endpoint.silent is not silent:
             endpoint.silent = silent
             self.settle(endpoint, now)
@@ -339,7 +339,7 @@ class Health:
         version.service.reweigh(now)
 
     def _warm_up(self, endpoint: Endpoint, now: float) -> None:
-        """It starts cold, unless nobody warm is there to take its part."""
+        """Let it warm up, if somebody warm is there to take its share meanwhile."""
         version = endpoint.pool.version
         if version.service.spec.warm_up.window <= 0.0:
             return

@@ -102,7 +102,7 @@ class Heard:
         self._seen_at: float | None = None
 
     def trust(self, now: float) -> float:
-        """How much the freshest report counts, 1 .. 0."""
+        """How much the freshest report counts: from 1, fresh, down to 0."""
         return _trust(now - self.at)
 
     def others_now(self, now: float) -> float:
@@ -179,7 +179,7 @@ class Heard:
         return DOWN if DOWN in said else DRAINING if DRAINING in said else READY
 
     def _drop(self, source: str) -> None:
-        """Who tells one thing that can't be true is not believed the rest."""
+        """Forget a source that has said one thing that can't be true: it isn't believed the rest either."""
         if self.sources.pop(source, None) is None:
             return
         self._states.pop(source, None)

@@ -73,7 +73,7 @@ class Changes:
         await self._poll()
 
     async def stop(self) -> None:
-        """What is being written down is still kept, if it takes no longer than any change may."""
+        """Waits until what is being written is kept, but no longer than for any other change."""
         self._stopped = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
@@ -84,17 +84,17 @@ class Changes:
             pass  # nothing is lost by it: what was kept is kept
 
     def configured(self, config: Config) -> None:
-        """A new configuration is in force: what was kept holds where the file says what it said then."""
+        """A new configuration is in force. What was decided still holds where the file says what it said then."""
         self._weights = _file_weights(config)
         self._settle()
 
     def joined(self, endpoint: Endpoint) -> None:
-        """One more endpoint: drained, if its URL is."""
+        """There is one more endpoint: drain it if its URL is drained."""
         if self.value(f"drain/{endpoint.url}") is True:
             self._drain(endpoint.url, True)
 
     def left(self, endpoint: Endpoint) -> None:
-        """One endpoint less: who gets its address next is not drained for it."""
+        """An endpoint is gone. Another one that gets its address later must not be drained on its account."""
         key = f"drain/{endpoint.url}"
         if self.value(key) is True and not self._endpoints(endpoint.url):
             self._spawn(self._write_down([self._change(key, True, False, self.where, "the endpoint left")]))
@@ -241,7 +241,7 @@ class Changes:
     # -- trips of our own -----------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Write down and tell what the breakers did by themselves."""
+        """Look for what breakers did by themselves, write it down and tell others."""
         states: dict[Version, str] = {}
         for service in self._gateway.balancer.services.values():
             for version in service.versions:

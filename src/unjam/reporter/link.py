@@ -119,7 +119,7 @@ class Link:
             self._poke.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reports until it is cancelled."""
         try:
             while True:
                 if (statement := self._to_say()) is None:
@@ -144,7 +144,7 @@ class Link:
         return self._statement
 
     async def _report(self, statement: Statement) -> float:
-        """Says it; seconds until the next time."""
+        """Send one report. Returns the seconds until the next is due."""
         clock = asyncio.get_running_loop().time
         body = {**self.about, "state": statement.state, "load": {} if self._bare else statement.load}
         if self.heard is not None and self.heard.echo:

@@ -179,7 +179,7 @@ class Sidecar:
         return GONE
 
     async def _drain(self, ended: asyncio.Task[int]) -> None:
-        """Until nothing runs at the agent any more."""
+        """Returns when nothing runs at the agent any more."""
         self._phase = DRAINING
         self._tell()
         log.info("draining: nothing new is to come, what runs at the agent ends first")

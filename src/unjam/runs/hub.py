@@ -50,7 +50,7 @@ class Delivery:
         self.cache: dict[Any, Any] = {}
 
     def since(self, seq: int) -> Sequence[Event]:
-        """Those from `seq` on."""
+        """The events from `seq` on."""
         return self.events if seq <= self.first else self.events[seq - self.first :]
 
     def encoded(self, seq: int, encode: Callable[[Sequence[Event]], bytes]) -> bytes:
@@ -88,10 +88,10 @@ class Follower:
         """The log has lost what was, or would have been, at `cursor`; it goes on at `following`, which may be less."""
 
     def on_nothing(self) -> None:
-        """There was nothing for it, though `Hub.go_on` said so."""
+        """It was asked to go on, by `Hub.go_on`, and there was nothing new for it."""
 
     def on_end(self) -> None:
-        """It has had the log's last event."""
+        """It has been given the last event of the log."""
 
     def on_error(self, error: StoreError) -> None:
         """The log can't be read (any more), or one of the calls here failed. Not called when the store is away for a
@@ -248,7 +248,7 @@ class Hub:
                 self._pump_soon(topic)
 
     async def close(self) -> None:
-        """Nobody is called any more."""
+        """From now on no follower is called."""
         topics, self._topics = list(self._topics.values()), {}
         tasks = [topic.task for topic in topics if topic.task is not None]
         for topic in topics:

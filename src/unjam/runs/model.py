@@ -130,7 +130,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True):
     max_queued_tenant: int | None = None
 
     def record(self, run: str, created: float, seq: int = 0) -> Run:
-        """What becomes of it: a run with this id, made at `created`."""
+        """The run that is made of it. `created`: wall time; `seq`: the number of its next event."""
         return Run(
             id=run,
             service=self.service,

@@ -41,7 +41,7 @@ class Waiter:
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(self) -> bool:
-        """False: it was awake."""
+        """False when it was awake already."""
         if self._future.done():
             return False
         self._future.set_result(None)
@@ -52,12 +52,12 @@ class Waiter:
         self.wake()
 
     async def wait(self, seconds: float) -> None:
-        """Until it is woken, or so long."""
+        """Until it is woken, but no longer than `seconds`."""
         await asyncio.wait((self._future,), timeout=max(seconds, 0.0))
 
 
 class Waiting:
-    """Who waits for something that happens to a run, or whatever else has a name: all of them are woken by it."""
+    """Waiters by the name of what they wait for, such as a run. When something happens to it, all of them are woken."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Waiter, None]] = {}
@@ -82,7 +82,7 @@ class Waiting:
             waiter.wake()
 
     def wake_all(self) -> None:
-        """Nobody waits any longer."""
+        """Wake everybody, whatever they wait for."""
         for waiting in self._waiting.values():
             for waiter in waiting:
                 waiter.wake()
@@ -102,33 +102,33 @@ class Ready(Waiting):
         store.on_ready = self.told
 
     def listen(self, listener: OnReady) -> None:
-        """Call it at every hint."""
+        """Have `listener` called at every hint."""
         self._listeners.append(listener)
 
     def told(self, service: str) -> None:
-        """A run of the service may be claimable."""
+        """The store hints that a run of the service may be claimable: wake a waiter, tell the listeners."""
         self.pass_on(service)
         for listener in self._listeners:
             listener(service)
 
     def pass_on(self, service: str) -> None:
-        """Who was woken has got a run: there may be more."""
+        """The waiter that was woken has got a run. There may be more: wake another."""
         self.hand_on(Hint(service))
 
     def in_vain(self, hint: Hint, kind: Hashable) -> None:
-        """Who was woken by the hint found nothing: it may be for others."""
+        """The waiter that `hint` woke found nothing. The run may be for another kind of waiter: wake one of those."""
         hint.tried.add(kind)
         self.hand_on(hint)
 
     def hand_on(self, hint: Hint) -> None:
-        """Who was woken by the hint has left, or found something else."""
+        """The waiter that `hint` woke has left, or found something else: wake another in its place."""
         for waiter in self._waiting.get(hint.service, ()):
             if waiter.kind not in hint.tried and waiter.wake():
                 waiter.hint = hint
                 break
 
     def tick(self) -> None:
-        """Once a second."""
+        """Call this about once a second: it wakes one waiter of each service every `RECONCILE` seconds."""
         now = self._clock()
         if now >= self._next:
             self._next = now + RECONCILE

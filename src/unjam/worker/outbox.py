@@ -43,7 +43,7 @@ class Outbox:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def put(self, event: NewEvent) -> None:
-        """Returns once it is on its way, in order; it is in the log after `flush`."""
+        """Returns once the event is on its way, in order. After `flush` it is in the log."""
         await self._until(lambda: len(self._pending) < WAITING and self._bytes < WAITING_BYTES)
         if self._failed or self._shut:
             raise self._stopped()
@@ -54,7 +54,7 @@ class Outbox:
             self._sender = asyncio.create_task(self._send())
 
     async def flush(self) -> None:
-        """Until all that was put before is in the log."""
+        """Returns once all that was put before is in the log."""
         wanted = self._taken
         await self._until(lambda: self.sent >= wanted)
 

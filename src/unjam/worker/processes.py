@@ -114,7 +114,7 @@ class _Child:
         self.ended: asyncio.Future[Outcome]
 
     def attach(self) -> None:
-        """On the loop that its runs are on."""
+        """Call this on the loop on which its runs are."""
         self._loop = asyncio.get_running_loop()
         self.gone = asyncio.Event()
         #: It has found the function; or is gone.
@@ -137,7 +137,7 @@ class _Child:
         self._process.kill()
 
     def leave(self) -> None:
-        """Ends once it is idle."""
+        """The process ends as soon as it is idle."""
         self._to_say.put(None)
 
     def _write(self) -> None:

@@ -222,7 +222,7 @@ class Worker:
         return self._pool.call
 
     async def _open(self, link: Link) -> bool:
-        """False when it was stopped before."""
+        """False when the worker was stopped before that was done."""
         assert self._leave is not None
         backoff = Backoff()
         while not self._leave.is_set():
@@ -268,7 +268,7 @@ class Worker:
                 await pause(_BREATH, self._leave)
 
     async def _either(self, wanted: Awaitable[object]) -> None:
-        """Until `wanted`, or until it is to leave."""
+        """Returns when `wanted` has happened, or when the worker is to leave."""
         assert self._leave is not None
         tasks = (asyncio.ensure_future(wanted), asyncio.create_task(self._leave.wait()))
         try:
@@ -302,7 +302,7 @@ class Worker:
                  f" {session.events} events")  # fmt: skip
 
     async def _drain(self, hurry: asyncio.Event) -> None:
-        """Until every run is ended or handed back."""
+        """Returns when every run has ended or was handed back."""
         if await self._ended(self.grace, hurry):
             return
         for session in self._sessions:

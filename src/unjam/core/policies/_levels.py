@@ -51,7 +51,7 @@ class Order:
         self.limit = SLACK
 
     def put(self, endpoint: Endpoint, key: Key) -> Entry:
-        """At the end of its level."""
+        """Put an endpoint at the end of its level."""
         level = self.levels.get(key)
         if level is None:
             level = self.levels[key] = Level()
@@ -228,7 +228,7 @@ class LevelPolicy(Policy):
             self._move(endpoint)
 
     def _move(self, endpoint: Endpoint) -> None:
-        """To the level where it belongs; it keeps its turn if it is there already."""
+        """Move it to the level where it belongs. One that is there already keeps its turn."""
         entry = endpoint.entry
         if endpoint.inflight < endpoint.slots:
             key = self.key(endpoint)

@@ -176,7 +176,7 @@ class Book(OwnedStore):
         self._leases.put(held.run.id, self._monotonic() + length)
 
     def _leave(self, held: Held) -> None:
-        """Out of the queue, or off its worker."""
+        """Take it out of the queue, or away from its worker."""
         run = held.run
         if run.status == QUEUED:
             self._waiting.remove((run.service, run.lane, run.pull), run.id)

@@ -40,7 +40,7 @@ class Waiting:
             del self._places[name], self._heaps[name]
 
     def head(self, name: QueueName) -> tuple[int, str] | None:
-        """(place, run) of the next one, which stays."""
+        """The next one as (place, run). It stays in the queue."""
         places = self._places.get(name)
         if places is None:
             return None
@@ -50,7 +50,7 @@ class Waiting:
         return heap[0]
 
     def front(self, name: QueueName, most: int) -> list[tuple[int, str]]:
-        """The first ones, in order, which stay."""
+        """The first ones, in order. They stay in the queue."""
         places, heap, found = self._places.get(name, {}), self._heaps.get(name, []), list[tuple[int, str]]()
         while heap and len(found) < most:
             entry = heappop(heap)
@@ -94,7 +94,7 @@ class Due:
         return iter(self._when.items())
 
     def pop(self, now: float) -> str | None:
-        """One that is due at `now`, the longest due first; it is forgotten."""
+        """Take out one that is due at `now`, the longest due first."""
         while self._heap and self._heap[0][0] <= now:
             _, run = heappop(self._heap)
             when = self._when.get(run)

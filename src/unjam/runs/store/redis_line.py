@@ -86,8 +86,8 @@ class Line:
         return future
 
     def silent(self, now: float) -> float:
-        """Seconds that commands wait and nothing has crossed, either way, as far as was seen by asking; less those that
-        what was sent may take on a way beyond what can be seen of it, as by a proxy or a tunnel."""
+        """Seconds for which commands have waited without a byte crossing the line, as far as the kernel tells, less the
+        seconds that what was sent may still need where the kernel can't see it: behind a proxy or in a tunnel."""
         if not self._flying:
             return 0.0
         if (crossed := self._wire.crossed()) != self._crossed:
@@ -95,7 +95,7 @@ class Line:
         return now - max(self._flying[0][1], self._crossed_at) - min(self._weight, _HIDDEN) / _SLOWEST
 
     def lose(self, why: str) -> None:
-        """Give it up; callers may send again by another."""
+        """Give this line up; callers may send again over another one."""
         if self.lost is None:
             self.lost = why
             self._task.cancel()
@@ -124,7 +124,7 @@ class Line:
             future.set_exception(Lost(self.lost or "", True))
 
     def _confirm(self) -> None:
-        """Once for all that were sent in this turn of the loop."""
+        """Ask once for all commands that were sent in this turn of the loop."""
         self._durable = False
         if self.lost is None:
             self._wire.send(pack_command(_wait(self._replicas)))

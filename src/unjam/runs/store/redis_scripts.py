@@ -58,7 +58,7 @@ class Scripts(Hints):
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def _script(self, name: str, run: str, *argv: Any, durable: bool = True, bulk: bool = False) -> Sequence[Any]:
-        """One that is about a run."""
+        """Run a script on one run."""
         try:
             part = partition_of(run)
         except ValueError:
@@ -67,13 +67,13 @@ class Scripts(Hints):
         return await self._link.script(name, part, key, run, *argv, now=self._now(), durable=durable, bulk=bulk)
 
     async def _indexed(self, name: str, part: int, *argv: Any, durable: bool = True) -> Sequence[Any]:
-        """One that is about the indexes of a partition, or of all where there is one server."""
+        """Run a script on the indexes of a partition, or of all partitions where there is only one server."""
         tag = self._link.tags[part]
         key = f"{self._prefix}{{{tag}}}:order"
         return checked(await self._link.script(name, part, key, tag, *argv, now=self._now(), durable=durable))
 
     async def _owned(self, run: str, name: str, fence: int, *argv: Any, bulk: bool = False) -> Sequence[Any]:
-        """One that only the run's owner may."""
+        """Run a script that only the owner of the run may run. Raises Fenced, UnknownRun."""
         try:
             return checked(await self._script(name, run, fence, *argv, bulk=bulk), run)
         except (Fenced, UnknownRun):
@@ -120,7 +120,8 @@ class Scripts(Hints):
         ]
 
     async def _limit(self, most: int | None, what: str, field: str) -> int | str:
-        """What a `create` is to be told of a limit; `what` and `field`: where those that wait are counted."""
+        """The limit that the script `create` is to hold; empty: none. In a cluster it is checked here, and is 0 when it
+        is reached. `what` and `field`: where those that wait are counted."""
         if most is None or not self._link.clustered:
             return "" if most is None else most
         # Not known to one server: counted over all, which creates at the same time may exceed by their number.
@@ -167,14 +168,14 @@ class Scripts(Hints):
             self._hint(self.on_ready, service)
 
     def _hint(self, call: Callable[..., None], *arguments: Any) -> None:
-        """A fault of who is told is not of those who are told after."""
+        """Tell somebody. An error there must not keep the next ones from being told."""
         try:
             call(*arguments)
         except Exception as error:  # noqa: BLE001
             self._link.tell(f"a hint from Redis met a fault: {error!r}")
 
     def _subscribed(self, channels: Channels) -> None:
-        """From now on we are told; what was before must be looked up."""
+        """From now on Redis tells us; what happened before has to be looked up."""
         runs = [channel[-31:] for channel in channels if not channel.endswith("}:ready")]
         if len(runs) < len(channels) and self._services:
             self._tell_ready(set(self._services))

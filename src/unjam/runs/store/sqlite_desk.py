@@ -70,7 +70,7 @@ class Desk:
         return future
 
     async def close(self) -> None:
-        """Everything submitted is done first."""
+        """Ends the thread, when everything that was submitted is done."""
         if self._open:
             self._open = False
             self._jobs.put(None)

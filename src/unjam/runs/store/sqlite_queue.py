@@ -1,4 +1,4 @@
-"""The first of a queue in memory, however long it is in the file."""
+"""The front of a queue, kept in memory however long the queue is in the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Window:
             heappush(self._heap, (live.place, live.run.id))
 
     def add_newest(self, live: Live) -> None:
-        """One behind all others."""
+        """Add one behind all others."""
         if self.bound is None and len(self._heap) >= WIDE:
             self.bound = live.place - 1
         self.add(live)

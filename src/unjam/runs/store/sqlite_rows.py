@@ -162,16 +162,16 @@ class Rows:
         self.events.flat += (live.no << SEQ_BITS | live.run.seq, kind, data, at)
 
     def change(self, live: Live) -> None:
-        """Its state, and all else, is to be written."""
+        """Have all of it written, its state too."""
         self._changed[live.no] = live
         self._advanced[live.no] = live
 
     def advance(self, live: Live) -> None:
-        """What isn't its state is to be written."""
+        """Have all of it written but its state."""
         self._advanced[live.no] = live
 
     def pin(self, live: Live) -> None:
-        """Its version, and what isn't its state, is to be written."""
+        """Have its version written, and the rest but its state."""
         self._pinned[live.no] = live
         self._advanced[live.no] = live
 
