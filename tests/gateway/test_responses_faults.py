@@ -15,7 +15,7 @@ from unjam.gateway import response_events
 from unjam.gateway.body_cache import BodyCache
 from unjam.gateway.response_events import Story, frame
 from unjam.gateway.response_streams import Stream, Tellings
-from unjam.runs.hub import Hub
+from unjam.runs.hub import Delivery, Hub
 from unjam.runs.model import Event, NewEvent, NewRun, Run
 from unjam.runs.store.memory import MemoryStore
 
@@ -249,6 +249,58 @@ async def test_a_stream_that_is_up_to_date_costs_no_copy_of_the_text() -> None:
             assert await reader.rest() == []
         await first.until(b'"type":"response.completed"')
         first.writer.close()
+
+
+def test_streams_have_one_text_in_common_wherever_they_stand() -> None:
+    size, number = 100_000, 60
+    log = [Event(at, "delta", b'"%b"' % (b"%c" % (97 + at % 26) * size), 0.0) for at in range(number)]
+    tellings = Tellings()
+    readers = [tellings.begin("run", Story("resp_1", 0.0, {}), -1) for _ in range(20)]
+    tracemalloc.start()
+    try:
+        for at, event in enumerate(log):
+            for place, reader in enumerate(readers):
+                if at < number - place:  # each stands elsewhere
+                    reader.tell(Delivery([event], at, at + 1, False))
+        assert tracemalloc.get_traced_memory()[0] < 2 * size * number
+        whole = "".join(chr(97 + at % 26) * size for at in range(number))
+        for place, reader in reversed(list(enumerate(readers))):
+            for at in range(number - place, number):
+                reader.tell(Delivery([log[at]], at, at + 1, False))
+            response = reader.story.summary("in_progress")  # nothing of the text is put together until it ends
+            assert response["output"][0]["content"][0]["text"] == ""
+            assert reader.story.end(None)[-1]["response"]["output"][0]["content"][0]["text"] == whole
+        assert tracemalloc.get_traced_memory()[0] < 3 * size * number
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_stream_goes_on_with_a_run_that_was_queued_again() -> None:
+    async def test() -> None:
+        store = MemoryStore()
+        run, _ = await store.create(NewRun(service="a", input=b"1", digest=b"", pull=True, max_attempts=1))
+        claim = await store.claim(["a"], "w", pull=True)
+        assert claim is not None
+        await store.finish(run.id, claim.run.fence, "failed")
+        tellings = Tellings()
+        telling = tellings.met(tellings.begin(run.id, Story("resp_1", 0.0, {}), -1))
+        await tell_on(store, telling)
+        assert (await telling.end(store)).since(-1) == b""
+        other = telling.fork()
+        assert other is not telling, "whoever tells on first leaves the other where it is"
+        await store.requeue(run.id)
+        claim = await store.claim(["a"], "w", pull=True)
+        assert claim is not None
+        await store.finish(run.id, claim.run.fence, "completed", result=b'"at last"')
+        for each in telling, other:
+            told = [await tell_on(store, each), (await each.end(store)).since(-1)]
+            assert b"".join(told).count(b"response.completed") == 2, "its event and its type"
+
+    async def tell_on(store: MemoryStore, telling: Any) -> bytes:
+        batch = await store.read(telling.run, telling.cursor - 1)
+        return bytes(telling.tell(Delivery(batch.events, telling.cursor, batch.next, batch.ended)).since(-1))
+
+    asyncio.run(test())
 
 
 @in_loop

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -85,10 +86,46 @@ def frame(event: Json) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event["type"].translate(_LINE_ENDS).encode(), msgspec.json.encode(event))
 
 
-class Story:
-    """Told from the log's first event, in order. `number`: of the next event it will tell."""
+class Text:
+    """A text as far as any story has come with it. As all tell the same, those that are behind need nothing of their
+    own: it is theirs up to the length that they have told."""
 
-    def __init__(self, response_id: str, created: float, echo: Json) -> None:
+    __slots__ = ("__weakref__", "_chunks", "_length", "_pieces", "_whole")
+
+    def __init__(self) -> None:
+        self._length = 0
+        #: What was put together already, and what came since: of late, and before that in chunks.
+        self._whole = ""
+        self._chunks: list[str] = []
+        self._pieces: list[str] = []
+
+    def add(self, at: int, piece: str) -> None:
+        """What follows after `at` characters; it may be known already."""
+        if at != self._length:
+            return
+        self._length += len(piece)
+        self._pieces.append(piece)
+        if len(self._pieces) >= CHUNK:
+            self._chunks.append("".join(self._pieces))
+            self._pieces = []
+
+    def upto(self, length: int) -> str:
+        if len(self._whole) < length:
+            self._whole = "".join([self._whole, *self._chunks, *self._pieces])
+            self._chunks, self._pieces = [], []
+        return self._whole[:length]
+
+
+#: The texts of a run by the number that their first event has; they are there as long as some story tells them.
+Texts = WeakValueDictionary[int, Text]
+
+
+class Story:
+    """Told from the log's first event, in order. `number`: of the next event it will tell. `texts`: what stories of the
+    same run have in common."""
+
+    def __init__(self, response_id: str, created: float, echo: Json, texts: Texts | None = None) -> None:
+        self.texts: Texts = WeakValueDictionary() if texts is None else texts
         self._id = response_id
         self._created = created
         self._echo = echo
@@ -99,10 +136,9 @@ class Story:
         self._items: dict[int, Json] = {}
         #: Those that the agent has begun and not finished.
         self._open: set[int] = set()
-        #: The text that is being told, as far as it is kept: what was said of late, and before that in chunks, which
-        #: forks have in common.
-        self._text: list[str] = []
-        self._chunks: list[str] = []
+        #: The text that is being told, and those of this attempt, as far as they are kept.
+        self._text = Text()
+        self._kept: list[Text] = []
         self._length = 0
         self._cut = False
         self._text_at: int | None = None
@@ -112,8 +148,7 @@ class Story:
     def fork(self) -> Story:
         """One that goes on from here by itself."""
         other = copy.copy(self)
-        other._items, other._open = dict(self._items), set(self._open)
-        other._text, other._chunks = list(self._text), list(self._chunks)
+        other._items, other._open, other._kept = dict(self._items), set(self._open), list(self._kept)
         return other
 
     # -- the stream ---------------------------------------------------------------------------------------------------
@@ -174,6 +209,7 @@ class Story:
         self._before += max(self._items, default=-1) + 1
         self._items = {}
         self._open = set()
+        self._kept = []
         self._final = {}
         self._usage = None
         self._cut = False
@@ -223,7 +259,8 @@ class Story:
         said = []
         if self._text_at is None:
             self._text_at = max(self._items, default=-1) + 1
-            self._text, self._chunks, self._length = [], [], 0
+            self._text, self._length = self.texts.setdefault(self.number, Text()), 0
+            self._kept.append(self._text)
             self._items[self._text_at] = self._message("in_progress", "")
             place = {"output_index": self._before + self._text_at}
             opened = {**self._message("in_progress", ""), "content": []}
@@ -241,11 +278,8 @@ class Story:
         if len(text) > room:
             text = text[:room]
             self._cut = True
+        self._text.add(self._length, text)
         self._length += len(text)
-        self._text.append(text)
-        if len(self._text) >= CHUNK:
-            self._chunks.append("".join(self._text))
-            self._text = []
 
     def _place(self) -> Json:
         assert self._text_at is not None
@@ -268,7 +302,7 @@ class Story:
         """End the text that is being told, if there is one."""
         if self._text_at is None:
             return []
-        text = "".join([*self._chunks, *self._text])
+        text = self._text.upto(self._length)
         item = self._items[self._text_at] = self._message(status, text)
         place = self._place()
         said = []

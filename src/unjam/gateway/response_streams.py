@@ -1,7 +1,7 @@
 """Responses as streams: one `Story` for all streams of a run that have come equally far in its log.
 
 A stream that keeps up costs a place in the log and a number. One that begins, or falls behind, has a story of its own
-until it has caught up; such a story shares with the others all the text that both have told.
+until it has caught up; the texts that are told are the same for all, wherever they stand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from unjam.gateway.local import Gone, LocalExchange, Refused
-from unjam.gateway.response_events import Json, Story, frame
+from unjam.gateway.response_events import Json, Story, Texts, frame
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.runs_follow import Held
 from unjam.runs.hub import Delivery
@@ -47,16 +47,18 @@ class Told:
 class Telling:
     """A story that has been told up to the log's event before `cursor`."""
 
-    __slots__ = ("__weakref__", "_ending", "cursor", "run", "story")
+    __slots__ = ("__weakref__", "_completed", "_ending", "cursor", "run", "story")
 
     def __init__(self, run: str, story: Story, cursor: int = 0) -> None:
         self.run = run
         self.story = story
         self.cursor = cursor
+        self._completed = False
         self._ending: asyncio.Task[Told] | None = None
 
     def tell(self, delivery: Delivery) -> Told:
         """Go on with what stands in the log from `cursor` on."""
+        self._ending = None  # it was no end, but a run that was queued again
         said: list[Json] = []
         for event in delivery.since(self.cursor):
             said += self.story.tell(event)
@@ -65,7 +67,7 @@ class Telling:
 
     def fork(self) -> Telling:
         """One that stays here when this one is told on."""
-        if self._ending is not None:
+        if self._completed:
             return self  # there is nothing more to tell
         return Telling(self.run, self.story.fork(), self.cursor)
 
@@ -79,7 +81,9 @@ class Telling:
     async def _end(self, store: Store) -> Told:
         if (await store.get(self.run)).status != COMPLETED:
             return Told((), self)
-        return Told(self.story.end(await store.result(self.run)), self)
+        result = await store.result(self.run)
+        self._completed = True
+        return Told(self.story.end(result), self)
 
 
 class Tellings:
@@ -87,11 +91,16 @@ class Tellings:
 
     def __init__(self) -> None:
         self._furthest: WeakValueDictionary[str, Telling] = WeakValueDictionary()
+        #: What their stories have in common.
+        self._texts: WeakValueDictionary[str, Texts] = WeakValueDictionary()
 
     def begin(self, run: str, story: Story, after: int) -> Telling:
         """For a client that has everything up to the number `after`: it need not hear again what all have heard."""
         found = self._furthest.get(run)
-        return found if found is not None and found.story.number - 1 <= after else Telling(run, story)
+        if found is not None and found.story.number - 1 <= after:
+            return found
+        story.texts = self._texts.setdefault(run, story.texts)
+        return Telling(run, story)
 
     def met(self, telling: Telling) -> Telling:
         """The one to go on with: the furthest, when it stands at the same place."""
