@@ -94,6 +94,9 @@ class Gateways:
             answer = await connection.request(self._head(origin, method, path, headers), body, timeout, again=again)
         except (OSError, TimeoutError, BadAnswer) as error:
             self.next(origin)
+            if isinstance(error, TimeoutError):
+                # What lies between may have forgotten all that were open: a new one shows.
+                self._drop(origin)
             raise Unreachable(f"{origin.url} {_words(error, timeout)}", connection.sent) from None
         self._give_back(origin, connection)
         return answer
@@ -113,9 +116,14 @@ class Gateways:
 
     def close(self) -> None:
         self._closed = True
-        for kept in self._idle.values():
-            while kept:
-                kept.pop().close()
+        for origin in self.origins:
+            self._drop(origin)
+
+    def _drop(self, origin: Origin) -> None:
+        """Kept connections to it."""
+        kept = self._idle[origin.url]
+        while kept:
+            kept.pop().close()
 
     def _head(self, origin: Origin, method: str, path: str, headers: Iterable[tuple[str, str]]) -> bytes:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)

@@ -15,14 +15,19 @@ import msgspec
 from unjam.http.connection import Answer
 from unjam.http.gateways import PATIENCE, Gateways, Unreachable, retry_after
 from unjam.runs.model import Appended, Beat, NewEvent
-from unjam.runs.store.base import Fenced, StoreAway, TooLarge, UnknownRun
+from unjam.runs.store.base import LEASE, Fenced, StoreAway, TooLarge, UnknownRun
 from unjam.worker.link import Job, Refused, Standing
 
 #: Seconds beyond its `wait` that a claim may take; and that one may still come after nobody wants it.
 LATE: Final = 10.0
 LAST_WORDS: Final = 0.25
+#: A plain sign of life is given up after this part of a lease, seconds at least: another connection may do.
+PART: Final = 6
+LEAST: Final = 1.0
 #: Status of answers that another attempt may turn into a good one.
 _AGAIN: Final = frozenset({408, 425, 429})
+#: Status of refusals that are about who asks, or what is configured, and not about what was said.
+_PASSING: Final = frozenset({401, 403, 404, 405})
 
 log = logging.getLogger("unjam.worker")
 
@@ -89,6 +94,7 @@ class HttpLink:
         self._standing = standing
         self._claiming: asyncio.Task[Answer] | None = None
         self._enough = False
+        self._lease = LEASE
 
     async def open(self) -> None:
         for url in self._gateways.bare:
@@ -124,6 +130,7 @@ class HttpLink:
             return None
         claimed = _decode(answer, _Claimed)
         run = claimed.run
+        self._lease = claimed.lease_s
         return Job(
             run=run.id,
             service=run.service,
@@ -156,7 +163,9 @@ class HttpLink:
         body: dict[str, Any] = {"fence": fence}
         if checkpoint is not None:
             body["checkpoint"] = msgspec.Raw(checkpoint)
-        return _decode(await self._call(run, "heartbeat", body), Beat)
+            return _decode(await self._call(run, "heartbeat", body), Beat)
+        patience = max(LEAST, min(PATIENCE, self._lease / PART))
+        return _decode(await self._call(run, "heartbeat", body, patience), Beat)
 
     async def finish(
         self,
@@ -189,8 +198,8 @@ class HttpLink:
         answer = _good(await self._attempt("GET", path, b"", (), wait + LATE if wait else None))
         return [(each.n, bytes(each.data)) for each in _decode(answer, _Inputs).inputs]
 
-    async def _call(self, run: str, verb: str, body: dict[str, Any]) -> Answer:
-        return await self._send(f"/v1/runs/{quote(run, safe='')}/{verb}", msgspec.json.encode(body), None)
+    async def _call(self, run: str, verb: str, body: dict[str, Any], patience: float | None = None) -> Answer:
+        return await self._send(f"/v1/runs/{quote(run, safe='')}/{verb}", msgspec.json.encode(body), patience)
 
     async def _send(self, path: str, body: bytes, timeout: float | None) -> Answer:
         return _good(await self._attempt("POST", path, body, _JSON, timeout))
@@ -226,7 +235,7 @@ def _good(answer: Answer) -> Answer:
         raise UnknownRun(words)
     if status == 413:
         raise TooLarge(words)
-    raise Refused(said.code or f"status_{status}", words)
+    raise Refused(said.code or f"status_{status}", words, passing=not said.code or status in _PASSING)
 
 
 def _decode(answer: Answer, kind: type[T]) -> T:

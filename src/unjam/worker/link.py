@@ -12,11 +12,13 @@ from unjam.runs.store.base import StoreError
 
 
 class Refused(StoreError):
-    """Not taken, and trying again would change nothing. `code`: why, as the gateway says it."""
+    """Not taken, and trying again would change nothing. `code`: why, as the gateway says it. `passing`: it is no word
+    on this call, but may be one of somebody in between, or of a gateway or key that is being changed."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, passing: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.passing = passing
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,13 +25,15 @@ import msgspec
 from unjam.http.gateways import Backoff, pause
 from unjam.runs.model import NewEvent
 from unjam.runs.store.base import LARGEST, Fenced, StoreAway, StoreError, UnknownRun
-from unjam.worker.link import Job, Link
+from unjam.worker.link import Job, Link, Refused
 from unjam.worker.outbox import Outbox
 
 #: Seconds that a function which was stopped because the worker ends has before its run is handed back all the same.
 LINGER: Final = 5.0
 #: Seconds between two attempts to reach a store that is away; less where leases are short.
 MOST_PAUSE: Final = 10.0
+#: Seconds for which a refusal that may pass is taken for no answer.
+DOUBT: Final = 120.0
 
 log = logging.getLogger("unjam.worker")
 
@@ -289,6 +291,8 @@ class Session:
         except (Fenced, UnknownRun, StoreAway):
             raise
         except StoreError as error:
+            if isinstance(error, Refused) and error.passing:
+                raise StoreAway(str(error)) from None
             # The end itself is refused, by its size as a rule.
             return await self._end_refused(error)
 
@@ -385,16 +389,19 @@ class Session:
         # Whatever the store asks for: one that is back finds the lease run out if it hears of us too late.
         most = min(MOST_PAUSE, self.job.lease / 6)
         backoff = Backoff(most=most)
+        clock = asyncio.get_running_loop().time
+        doubt = clock() + DOUBT
         while True:
             try:
                 answer = await attempt()
-            except StoreAway as error:
-                if self._gave_up.is_set():
+            except (StoreAway, Refused) as error:
+                if self._gave_up.is_set() or (isinstance(error, Refused) and not (error.passing and clock() < doubt)):
                     raise
                 if not self._away:
                     log.warning(f"{self.job.run}: {error}; trying again")
                     self._away = True
-                await pause(min(backoff.next(error.retry_after), most), self._gave_up)
+                at_least = error.retry_after if isinstance(error, StoreAway) else 0.0
+                await pause(min(backoff.next(at_least), most), self._gave_up)
             except (Fenced, UnknownRun):
                 self.stop(Reason.FENCED)
                 raise
