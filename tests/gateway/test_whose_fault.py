@@ -193,3 +193,78 @@ async def test_a_failure_that_has_been_told_counts_though_its_caller_left() -> N
 async def test_and_so_it_does_though_its_callers_deadline_passed() -> None:
     assert await left_at_once(error_event, b"x-unjam-deadline: 2\r\n") == {Outcome.SERVER_ERROR: CALLS}
     assert await left_at_once(well, b"x-unjam-deadline: 2\r\n") == {Outcome.CANCELLED: CALLS}
+
+
+async def asked(behaviour: Callable[[Call], Awaitable[None]], *methods: str, service: str = "") -> dict[Outcome, int]:
+    """The outcomes of five requests."""
+    agent = await Agent(behaviour).start()
+    text = config(agent).replace("    breaker:", f"{service}    breaker:")
+    async with gateway(agent, config=text) as gw:
+        wire = await gw.connect()
+        for n in range(5):
+            method = methods[n % len(methods)]
+            await wire.send(f"{method} / HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            assert (await wire.answer(method)).whole
+        await gw.settled()
+        found = outcomes(gw)
+        assert tripped(gw) is (found == {Outcome.SERVER_ERROR: 5})
+        return found
+
+
+@in_loop
+async def test_methods_that_an_agent_does_not_know_are_the_callers_choice() -> None:
+    async def unknown(call: Call) -> None:
+        await call.answer(b"", status=501)
+
+    assert await asked(unknown, "OPTIONS", "PROPFIND", "DELETE") == {Outcome.CLIENT_ERROR: 5}
+    # These are known to everybody: here it says something else.
+    assert await asked(unknown, "GET", "POST") == {Outcome.SERVER_ERROR: 5}
+
+
+def events(data: bytes, in_pieces: bool) -> Callable[[Call], Awaitable[None]]:
+    """A stream of events that has a length."""
+
+    async def stream(call: Call) -> None:
+        await call.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(data)
+        )
+        if in_pieces:
+            await call.write(data[:9])
+            await asyncio.sleep(0.02)
+        await call.write(data[9 if in_pieces else 0 :])
+
+    return stream
+
+
+@in_loop
+async def test_an_error_event_counts_in_a_stream_whose_length_is_told() -> None:
+    for in_pieces in (False, True):
+        assert await asked(events(b"event: error\ndata: {}\n\n", in_pieces), "GET") == {Outcome.SERVER_ERROR: 5}
+        assert await asked(events(b"event: other\ndata: {}\n\n", in_pieces), "GET") == {Outcome.OK: 5}
+
+
+@in_loop
+async def test_nothing_of_ours_gets_into_a_stream_whose_length_is_told() -> None:
+    async def stalls(call: Call) -> None:
+        await call.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 99\r\n\r\ndata: 1\n\n")
+        await until_gone(call)
+
+    agent = await Agent(stalls).start()
+    async with gateway(agent, config="heartbeat: 100ms\n" + config(agent, "connect: 1s, idle: 500ms")) as gw:
+        wire = await gw.connect()
+        await wire.send(GET)
+        assert (await wire.closed()).endswith(b"\r\n\r\ndata: 1\n\n")
+        await gw.settled()
+        assert outcomes(gw) == {Outcome.TIMEOUT: 1}
+
+
+@in_loop
+async def test_openais_way_of_saying_that_a_stream_went_wrong() -> None:
+    openai = "    dialect: openai\n"
+    said = b'data: {"error": {"message": "no memory is left", "code": 500}}\n\ndata: [DONE]\n\n'
+    for data in (said, said.replace(b": ", b":"), said.replace(b"500", b"null")):
+        assert await asked(events(data, False), "GET", service=openai) == {Outcome.SERVER_ERROR: 5}, data
+    for data in (said.replace(b"500", b"400"), said.replace(b"500", b'"429"'), b'data: {"error": null}\n\n'):
+        assert await asked(events(data, False), "GET", service=openai) == {Outcome.OK: 5}, data
+    # Elsewhere it may be what the agent talks about.
+    assert await asked(events(said, False), "GET") == {Outcome.OK: 5}

@@ -140,6 +140,29 @@ def test_a_long_line_is_not_held() -> None:
     assert (tracker.at_boundary, tracker.errors) == (True, 0)
 
 
+@pytest.mark.parametrize(
+    ("line", "errors"),
+    [
+        (b'data: {"error": {"message": "no", "code": 500}}', 1),
+        (b'data:{"error":{"message":"no","type":"server_error"}}', 1),
+        (b'data: {"error": "no"}', 1),
+        (b'data: {"error": {"message": "no"', 1),
+        (b'data: {"error": {"message": "too long", "code": 400}}', 0),
+        (b'data: {"error": {"message": "too often", "code": "429"}}', 0),
+        (b'data: {"error": null, "choices": []}', 0),
+        (b'data: {"choices": [{"delta": {"content": "data: {\\"error\\": {"}}]}', 0),
+    ],
+)
+def test_errors_as_openais_servers_say_them(line: bytes, errors: int) -> None:
+    stream = b'data: {"choices": []}\n\n' + line + b"\n\ndata: [DONE]\n\n"
+    for size in (1, 7, len(stream)):
+        for openai in (True, False):
+            tracker = SseTracker(openai)
+            for at in range(0, len(stream), size):
+                tracker.feed(stream[at : at + size])
+            assert (tracker.errors, tracker.at_boundary) == (errors if openai else 0, True)
+
+
 def test_a_heartbeat_is_no_event() -> None:
     assert HEARTBEAT.startswith(b":")
     assert HEARTBEAT.endswith(b"\n\n")

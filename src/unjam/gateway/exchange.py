@@ -286,7 +286,7 @@ class Exchange(Leased):
             memo = heads.answer_memo(head)
             if head.memo is None:
                 own_verdicts.heed(self, head, now)
-        if head.status >= 500 and retries.goes_elsewhere(self, Outcome.SERVER_ERROR, "agent_error", now):
+        if head.status >= 500 and own_verdicts.unwanted(self, head.status, now):
             raise Unwanted
         self.first_byte = self.last = now
         self.status = head.status
@@ -300,18 +300,14 @@ class Exchange(Leased):
             self.tap = taps.begin(lease, head, payload)
         self.bytes_out = len(payload)
         whole = kind == "length" and self.bytes_out == head.length
+        if head.sse and kind != "none":
+            own_verdicts.follow(self, payload, kind == "length", now)
         if whole and client.keep_alive and self.head.minor == 1:  # nearly every answer
             client.transport.write(
                 b"%b%bx-request-id: %b\r\nContent-Length: %d\r\n\r\n%b"
                 % (memo, heads.markers(self), self.request_id, self.bytes_out, payload)
             )
             return
-        if head.sse and (kind == "chunked" or kind == "close"):
-            self.events = sse.SseTracker()
-            self.events.feed(payload)
-            self.forget_heads()
-            client.gateway.stats.held += 1
-            client.look(now + client.gateway.settings.heartbeat)
         framing = heads.answer_framing(self, head, kind)
         if payload and self.chunk_out:
             payload = b"%x\r\n%b\r\n" % (self.bytes_out, payload)
@@ -415,7 +411,7 @@ class Exchange(Leased):
         client = self.client
         client.keep_alive = False
         client.cut = True
-        if self.events is not None:
+        if self.events is not None and not self.events.fixed:
             event = sse.error_event(reason, message)
             if not self.events.at_boundary:
                 event = b"\n\n" + event

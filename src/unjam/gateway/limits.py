@@ -48,7 +48,7 @@ def enforce(exchange: Exchange, now: float) -> float:
     due = exchange.last + limits.idle
     if now >= due:
         return _timed_out(exchange, now, "idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
-    if exchange.events is not None:
+    if exchange.events is not None and not exchange.events.fixed:
         heartbeat = client.gateway.settings.heartbeat
         silent = now - exchange.last
         if silent >= heartbeat and exchange.events.at_boundary:

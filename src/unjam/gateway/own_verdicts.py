@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from unjam.core.model import FAILURES, Outcome
 from unjam.gateway import loads, retries
 from unjam.gateway.states import RELAYING, Unwanted
-from unjam.wire import verdict
+from unjam.wire import sse, verdict
 
 if TYPE_CHECKING:
     from unjam.gateway.exchange import Exchange
@@ -39,6 +39,19 @@ def heed(exchange: Exchange, head: ResponseHead, now: float) -> None:
             raise Unwanted
 
 
+def follow(exchange: Exchange, payload: bytes, fixed: bool, now: float) -> None:
+    """The answer is a stream of events, which begins with `payload`. `fixed`: of a length that is told, so that nothing
+    of ours may come between them."""
+    assert exchange.lease is not None
+    events = exchange.events = sse.SseTracker(exchange.lease.service.spec.dialect == "openai", fixed)
+    events.feed(payload)
+    gateway = exchange.client.gateway
+    gateway.stats.held += 1
+    if not fixed:
+        exchange.forget_heads()
+        exchange.client.look(now + gateway.settings.heartbeat)
+
+
 def judged_bad(exchange: Exchange) -> bool:
     """The stream had a verdict on itself: whether it was a bad one."""
     assert exchange.events is not None
@@ -51,10 +64,23 @@ def judged_bad(exchange: Exchange) -> bool:
     return said.bad
 
 
+def unknown_method(exchange: Exchange, status: int) -> bool:
+    """What a server says to methods that it doesn't know (RFC 9110 §15.6.2) is no failure of it: callers choose them.
+    GET, HEAD and POST are known to everybody, so that it means something else there."""
+    return status == 501 and exchange.head.method not in ("GET", "HEAD", "POST")
+
+
+def unwanted(exchange: Exchange, status: int, now: float) -> bool:
+    """An answer of 5xx begins: somebody else gives another in its place."""
+    return not unknown_method(exchange, status) and retries.goes_elsewhere(
+        exchange, Outcome.SERVER_ERROR, "agent_error", now
+    )
+
+
 def outcome(exchange: Exchange) -> Outcome:
     """How an answer ends, or would have ended for all that has come of it."""
     events = exchange.events
-    if exchange.status >= 500:
+    if exchange.status >= 500 and not unknown_method(exchange, exchange.status):
         return Outcome.SERVER_ERROR
     if exchange.status >= 400:
         return Outcome.CLIENT_ERROR

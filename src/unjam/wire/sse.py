@@ -18,18 +18,24 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _ERRORS = (b"event:error", b"event: error")
 _VERDICTS = (b"event:unjam.verdict", b"event: unjam.verdict")
 _LONGEST: Final = len(b"event: unjam.verdict")
-#: Bytes of a verdict's data that are looked at.
+#: How servers of OpenAI's API say in a stream that it went wrong.
+_DATA_ERROR = re.compile(rb'data: ?\{ ?"error": ?[{"]')
+#: Bytes of a line of data that are looked at, of a verdict or an error.
 VERDICT: Final = 1024
 
 
 class SseTracker:
     """Follows one stream. `at_boundary`: nothing of an event is open, so something of ours may be inserted.
-    `errors`: how many `event: error` lines were completed. `verdict`: the first line of data of the last
-    `unjam.verdict` event whose type came first, None before."""
+    `errors`: how many `event: error` lines were completed, and with `openai` those of data that is an
+    `error`, other than for a fault of the caller's (`code` 4xx). `verdict`: the first line of data of the last
+    `unjam.verdict` event whose type came first, None before. `fixed`: the stream has a length, so nothing of ours may
+    be inserted at all."""
 
-    __slots__ = ("_after_cr", "_judging", "_line", "at_boundary", "errors", "verdict")
+    __slots__ = ("_after_cr", "_judging", "_line", "_openai", "at_boundary", "errors", "fixed", "verdict")
 
-    def __init__(self) -> None:
+    def __init__(self, openai: bool = False, fixed: bool = False) -> None:
+        self.fixed = fixed
+        self._openai = openai
         self.at_boundary = True
         self.errors = 0
         self.verdict: bytes | None = None
@@ -65,6 +71,8 @@ class SseTracker:
             for line in lines:
                 if self._judging or line[:6] == b"event:":
                     self._note(line)
+                elif self._openai and _DATA_ERROR.match(line):
+                    self.errors += not _of_the_callers(line[5:])
             self._line = tail[: self._room]
             self.at_boundary = not tail and not lines[-1]
         else:
@@ -74,7 +82,7 @@ class SseTracker:
 
     @property
     def _room(self) -> int:
-        return VERDICT if self._judging else _LONGEST + 1
+        return VERDICT if self._judging or self._openai else _LONGEST + 1
 
     def _note(self, line: bytes) -> None:
         if line in _ERRORS:
@@ -86,6 +94,15 @@ class SseTracker:
         elif self._judging and line[:5] == b"data:":
             self.verdict = line[5:VERDICT].strip(b" ")
             self._judging = False
+
+
+def _of_the_callers(data: bytes) -> bool:
+    """Whether an error is told to be one of the caller's making. Of one that can't be read it isn't."""
+    try:
+        error = json.loads(data)["error"]
+        return str(error["code"])[:1] == "4" and len(str(error["code"])) == 3
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return False
 
 
 def event(name: str, data: str) -> bytes:
