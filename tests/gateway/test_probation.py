@@ -260,3 +260,24 @@ async def test_a_verdict_that_makes_no_sense_is_counted_and_means_nothing() -> N
         stats = gw.gateway.stats.service("default")
         assert stats.verdicts == {("agent", "unreadable"): 20}
         assert stats.lane(False).outcomes["ok"] == 20
+
+
+@in_loop
+async def test_answers_of_all_versions_are_replaced_within_the_budget_only() -> None:
+    n = 0
+
+    async def every_other(call: Call) -> None:
+        nonlocal n
+        n += 1
+        await call.answer(b"main", status=500 if n % 2 else 200)
+
+    for budget, most in (("budget: 0%, floor: 0", 0), ("budget: 20%, floor: 0", 10)):
+        n = 0
+        main, basic = await Agent(every_other).start(), await Agent(fine).start()
+        text = config(main, basic, f"    retry: {{answers: always, {budget}}}\n").replace("{open: 30ms}", "off")
+        async with gateway(main, basic, config=text) as gw:
+            wire = await gw.connect()
+            answers = Counter([(await wire.post()).body for _ in range(50)])
+            assert len(main.requests) == 50
+            assert len(basic.requests) == answers[b"basic"] <= most
+            assert bool(answers[b"basic"]) is bool(most)

@@ -47,8 +47,8 @@ def goes_elsewhere(
         return False
     gateway = exchange.client.gateway
     spared = gateway.balancer.spared(exchange, lease.version, now)
-    if not spared:
-        return False
+    if not spared or (lease.version.breaker.closed and not gateway.balancer.may_retry(lease.service, now)):
+        return False  # probes are few by themselves; all answers of a version are not
     exchange.drop_upstream()
     exchange.tried = spared
     message = "The agent failed, and nobody else could take the request."

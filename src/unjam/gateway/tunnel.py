@@ -40,3 +40,4 @@ def begin(exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
     client.transport.write(b"".join(lines) + rest)
     exchange.bytes_out += len(rest)
     client.start_tunnel()
+    client.look(exchange.last + exchange.timeouts().idle)
