@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from hashlib import sha256
 
 import pytest
 
+from unjam.config import parse
 from unjam.gateway.respond_async import prefers
 
-from .durable import Api, runs_gateway
-from .harness import Agent, Call, gateway, in_loop
+from .durable import SERVICES, Api, Source, runs_gateway
+from .harness import Agent, Call, Running, gateway, in_loop, until
+from .test_run_socket import talk
 
 
 def keys(**services: str) -> str:
@@ -150,3 +155,92 @@ async def test_the_service_of_the_model_says_whether_a_request_is_kept(off: str)
 )  # fmt: skip
 def test_a_preference_is_told_from_what_only_looks_like_one(value: bytes, wanted: bool) -> None:
     assert prefers(value) is wanted
+
+
+# -- keys that a reload takes away, or narrows ---------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def rekeyed(**services: str) -> AsyncIterator[tuple[Running, Callable[..., Awaitable[None]]]]:
+    """A gateway with these `keys`, and how to give it others."""
+    top = f"runs: on\nlisten: 127.0.0.1:0\nadmin: off\naccess_log: off\n{SERVICES}"
+    given = [keys(**services)]
+
+    async def rekey(**services: str) -> None:
+        given[0] = keys(**services)
+        assert await running.server.reload() == []
+
+    async with gateway(config=given[0] + top, reload=lambda: parse(given[0] + top, {})) as running:
+        yield running, rekey
+
+
+@in_loop
+async def test_a_key_that_is_taken_away_or_narrowed_hears_no_more_of_its_runs() -> None:
+    async with rekeyed(gone="", narrow="", other="", w="worker") as (running, rekey):
+        worker = await Api.connect(running, "key-of-w")
+        for tenant, status, code in (("gone", 401, "unauthorized"), ("narrow", 404, "unknown_run"), ("other", 200, "")):
+            api = await Api.connect(running, f"key-of-{tenant}")
+            run = await api.create("other")
+            claim = await worker.claim("other")
+            source = Source()
+            path = f"/v1/runs/{run['id']}"
+            key = f"Authorization: Bearer key-of-{tenant}\r\n"
+            stream = asyncio.create_task(source.follow(running.port, f"{path}/events", key))
+            await source.until(lambda source=source: len(source.events) == 2)
+            held = [await Api.connect(running, f"key-of-{tenant}") for _ in range(3)]
+            await held[0].send("GET", f"{path}?wait=60")
+            await held[1].send("GET", f"{path}/events?after=1&wait=60")
+            response = f"/v1/responses/resp_{run['id'][4:]}"
+            await held[2].send("GET", f"{response}?stream=true")
+            told = held[2].wire.reader
+            await told.readuntil(b"response.in_progress")
+            await until(lambda: len(running.server.durable.held) == 4)
+            await rekey(narrow="auditor", other="", w="worker")
+            await worker.emit(claim, 1, "secret")
+            await worker.finish(claim)
+            await stream
+            rest = await told.readuntil(b"0\r\n\r\n")
+            if status == 200:
+                assert [kind for _, kind, _ in source.events][2:] == ["progress", "run.completed"]
+                assert b"secret" in rest
+            else:
+                assert [kind for _, kind, _ in source.events][2:] == ["error"]
+                assert code in source.events[2][2]
+                assert b"secret" not in rest
+                for each, where in zip(held[:2], (path, f"{path}/events"), strict=True):
+                    answered, body = await each.read("GET", where)
+                    assert (answered, body["error"]["code"]) == (status, code)
+            await rekey(gone="", narrow="", other="", w="worker")
+
+
+@in_loop
+async def test_a_worker_whose_key_was_taken_away_while_it_waited_is_given_nothing() -> None:
+    async with rekeyed(me="", w="worker", x="worker", y="worker") as (running, rekey):
+        waiting = []
+        for name in ("w", "x", "y"):
+            worker = await Api.connect(running, f"key-of-{name}")
+            await worker.send("POST", "/v1/workers/claim", {"services": ["auditor"], "worker": name, "wait": 60})
+            waiting.append(worker)
+            await until(lambda: len(running.server.durable.ready) == len(waiting))
+        await rekey(me="", x="auditor", y="worker")
+        api = await Api.connect(running, "key-of-me")
+        run = await api.create()
+        answers = [await worker.read("POST", "/v1/workers/claim") for worker in reversed(waiting)]
+        assert answers[0][1]["run"]["id"] == run["id"]
+        # Those that waited longer are woken first, told why they get nothing, and the run goes to who may have it.
+        assert sorted(status for status, _ in answers[1:]) == [401, 403]
+
+
+@in_loop
+async def test_a_socket_goes_by_the_services_of_its_key_as_they_are_now() -> None:
+    async with rekeyed(me="") as (running, rekey), talk(running, "key-of-me") as client:
+        await client.ask("hello")
+        kept, lost = await client.create(service="auditor"), await client.create(service="other")
+        assert [(await client.recv())["run"] for _ in range(2)] == [kept, lost]
+        await rekey(me="auditor")
+        refusal = await client.recv()
+        assert (refusal["op"], refusal["run"], refusal["code"]) == ("error", lost, "unknown_run")
+        assert (await client.ask("create", service="other"))["code"] == "forbidden"
+        assert (await client.ask("subscribe", run=lost))["code"] == "unknown_run"
+        await client.send("cancel", run=kept)
+        assert [(await client.recv())["op"] for _ in range(2)] == ["event", "done"]

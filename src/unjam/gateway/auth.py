@@ -43,11 +43,15 @@ class Keyring:
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
-    def holds(self, tenant: Tenant | None) -> bool:
-        """Whether this caller, of an earlier keyring perhaps, may still call: its key is here, or there are none."""
-        if not self._tenants:
-            return tenant is None
-        return tenant is not None and tenant.digest in self._tenants
+    def renewed(self, tenant: Tenant | None) -> Tenant | None:
+        """A caller of an earlier keyring perhaps, as it is known here; None where nobody needs a key. KeyError: it may
+        not call any more, for its key is gone, or another tenant's now, or there are keys now."""
+        if not self._tenants and tenant is None:
+            return None
+        found = None if tenant is None else self._tenants.get(tenant.digest)
+        if tenant is None or found is None or found.name != tenant.name:
+            raise KeyError("the key is not valid any more")
+        return found
 
     def tenant(self, authorization: bytes | None, api_key: bytes | None) -> Tenant | None:
         """The caller by `Authorization: Bearer …` or `x-api-key`; None when neither names a key we know."""

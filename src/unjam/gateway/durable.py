@@ -19,6 +19,8 @@ from unjam.config.runs import Runs, ServiceRuns
 from unjam.gateway.body_cache import BodyCache
 from unjam.gateway.counted import CountedStore
 from unjam.gateway.dispatcher import Dispatcher, PushOptions
+from unjam.gateway.local import Refused
+from unjam.gateway.runs_errors import missing
 from unjam.gateway.workers import Workers
 from unjam.runs.hub import Hub
 from unjam.runs.machine import FAILED
@@ -93,12 +95,32 @@ class Durable:
         if self.sockets is not None:
             self.sockets.configure()
         self.services = {name: service.runs for name, service in config.services.items() if service.runs.enabled}
+        for exchange in list(self.held):
+            try:
+                self.check(exchange)
+            except Refused as refused:
+                exchange.refuse(refused)
         limits = self.limits
         self.dispatcher.configure(
             # All: a run may be pushed although those of its service usually are not.
             {name: service.path for name, service in self.services.items()},
             PushOptions(limits.dispatch, limits.lease, limits.max_event, limits.max_result),
         )
+
+    def renew(self, exchange: LocalExchange) -> None:
+        """The caller of a request that has waited, by the keys in force. Raises `Refused`."""
+        try:
+            exchange.caller = self.gateway.settings.keyring.renewed(exchange.caller)
+        except KeyError:
+            asks = b'www-authenticate: Bearer realm="unjam"\r\n'
+            raise Refused(401, "unauthorized", "The API key is not valid any more.", lines=asks) from None
+
+    def check(self, exchange: LocalExchange) -> None:
+        """Whether who has waited for a run of `exchange.service` may still hear of it. Raises `Refused`."""
+        self.renew(exchange)
+        caller, service = exchange.caller, exchange.service
+        if caller is not None and service is not None and not caller.may_call(service):
+            raise missing()
 
     def poke(self, run: str) -> None:
         self.dispatcher.poke(run)

@@ -20,7 +20,7 @@ from unjam.gateway import socket_shapes as said
 from unjam.gateway.auth import NOBODY, Tenant
 from unjam.gateway.local import ANSWERED, LocalExchange, Refused
 from unjam.gateway.runs_api import AROUND
-from unjam.gateway.runs_errors import refused
+from unjam.gateway.runs_errors import missing, refused
 from unjam.gateway.socket_shapes import MOST_RUNS, PROTOCOL
 from unjam.gateway.sockets import OPEN, Handler, SocketConnection, Sockets
 from unjam.runs.hub import Delivery, Follower
@@ -58,10 +58,11 @@ _ENDS: Final = {f"run.{status}": status for status in TERMINAL}
 class Subscription(Follower):
     """One run that a socket follows. `_status`: how it has ended, once that is known."""
 
-    __slots__ = ("_socket", "_status")
+    __slots__ = ("_socket", "_status", "service")
 
     def __init__(self, socket: RunSocket, run: Run, after: int) -> None:
         super().__init__(run.id, after)
+        self.service = run.service
         self._socket = socket
         self._status: str | None = run.status if run.status in TERMINAL else None
 
@@ -162,6 +163,8 @@ class RunSocket(Handler):
 
     def _follow(self, run: Run, after: int) -> None:
         """Raises `Refused`."""
+        if self.caller is not None and not self.caller.may_call(run.service):
+            raise missing()  # the keys have changed while the store was asked
         known = self._runs.get(run.id)
         if known is None and len(self._runs) >= MOST_RUNS:
             raise Refused(429, "too_many_runs", f"One socket may follow {MOST_RUNS} runs at once.")
@@ -242,7 +245,11 @@ class RunSocket(Handler):
                 self._unauthorised("the token is not a valid API key, or another than before")
                 return False
             caller = found
-        if caller is NOBODY or not keyring.holds(caller):
+        try:
+            if caller is NOBODY:
+                raise KeyError
+            caller = keyring.renewed(caller)
+        except KeyError:
             self._unauthorised("a valid API key is required: hello with a token")
             return False
         if self.caller is NOBODY:
@@ -251,9 +258,17 @@ class RunSocket(Handler):
         return True
 
     def check(self) -> None:
-        """The keys may have changed."""
-        if self.caller is not NOBODY and not self._shared.durable.gateway.settings.keyring.holds(self.caller):
+        """The keys may have changed, or what they are for."""
+        if self.caller is NOBODY:
+            return
+        try:
+            caller = self.caller = self._shared.durable.gateway.settings.keyring.renewed(self.caller)
+        except KeyError:
             self._unauthorised("the key is not valid any more")
+            return
+        for subscription in list(self._runs.values()):
+            if caller is not None and not caller.may_call(subscription.service):
+                self.failed(subscription, missing())
 
     def _late(self) -> None:
         if self.caller is NOBODY and self.connection.state == OPEN:

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from unjam.gateway import runs_shapes as shapes
-from unjam.gateway.local import Answer, LocalExchange
+from unjam.gateway.local import Answer, LocalExchange, Refused
 from unjam.gateway.runs_errors import refused
 from unjam.runs.hub import LIMIT, SIZE, Delivery, Follower
 from unjam.runs.machine import COMPLETED
@@ -68,6 +68,11 @@ class Held(Follower):
         exchange, durable = self.exchange, self.durable
         if durable.gateway.draining:
             self.rotate()
+            return
+        try:
+            durable.check(exchange)  # the keys may have changed while the store was asked
+        except Refused as refusal:
+            exchange.refuse(refusal)
             return
         exchange.on_ended = self._over
         exchange.on_drain = self.rotate

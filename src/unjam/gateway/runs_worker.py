@@ -132,6 +132,7 @@ class WorkerApi:
                     restricted = sum(len(share.lanes) * len(share.services) for share in shares) < asked_for
                     await waiter.wait(min(left, AGAIN) if restricted else left)
                     hint, waiter.hint = waiter.hint, None
+                    self._check(exchange, asked.services)
                 finally:
                     exchange.on_ended = None
                     ready.leave(waiter)
@@ -246,9 +247,19 @@ class WorkerApi:
                     return shapes.json(shapes.Inputs([shapes.InputView(n, msgspec.Raw(data)) for n, data in found]))
                 # Those that come by other gateways are found by looking.
                 await waiter.wait(min(left, LOOK))
+                self._check(exchange)
             finally:
                 exchange.on_ended = None
                 self._durable.given.leave(waiter)
+
+    def _check(self, exchange: LocalExchange, services: Sequence[str] = ()) -> None:
+        """The keys may have changed while it waited. Raises `Refused`."""
+        self._durable.renew(exchange)
+        caller = exchange.caller
+        if caller is not None and not caller.worker:
+            raise Refused(403, "forbidden", "This call needs an API key with role: worker.")
+        for service in services or ([] if exchange.service is None else [exchange.service]):
+            may_call(exchange, service)
 
     async def _told(self, run: str, fence: int, call: Awaitable[T]) -> T:
         """What the store answers; who has lost the run has no slot for it any more."""
