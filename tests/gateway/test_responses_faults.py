@@ -182,7 +182,9 @@ def test_all_streams_of_a_response_tell_the_same_however_they_are_read(
         monkeypatch.setattr("unjam.runs.hub.LIMIT", 16)
         store = MemoryStore()
         hub = Hub(store)
-        durable: Any = SimpleNamespace(hub=hub, store=store, held=set(), gateway=SimpleNamespace(draining=False))
+        durable: Any = SimpleNamespace(
+            hub=hub, store=store, held=set(), gateway=SimpleNamespace(draining=False), check=lambda exchange: None
+        )
         run, _ = await store.create(NewRun(service="a", input=b"1", digest=b"", pull=True, retry="restart"))
         claim = await store.claim(["a"], "w", pull=True)
         tellings = Tellings()
