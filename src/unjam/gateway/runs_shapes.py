@@ -68,6 +68,8 @@ class GiveVerdict(Struct, forbid_unknown_fields=True):
 class Load(Struct, forbid_unknown_fields=True):
     """What a worker says of its machine, each figure if it knows it; as in the reports of endpoints."""
 
+    # The figures of `LoadReport`, spelled out: what the API takes must not change because the core learns another.
+
     cores: float | None = None
     memory: int | None = None
     cpu: float | None = None
