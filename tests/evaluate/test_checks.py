@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,15 @@ def test_what_a_function_may_return() -> None:
     for wrong in (None, 1, "good", (1, "x"), (True,), (True, None)):
         with pytest.raises(TypeError):
             understood(wrong)
+
+
+def test_a_long_answer_takes_no_more_memory_than_its_end() -> None:
+    letters = random.Random(1)
+    text = "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=2_000_000))
+    tracemalloc.start()
+    try:
+        assert repeats(text) == ""
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+    assert repeats(text + 50 * " and so on") == "it ends in a loop"

@@ -38,6 +38,10 @@ def leaves(record):
 def returns_nothing(record):
     pass
 
+def score(record):
+    with open("/proc/self/oom_score_adj") as score:
+        return True, score.read().strip()
+
 def environment(record):
     return True, " ".join(each for each in ("PATH", "LC_ALL", "PYTHONHASHSEED", "HOOK_SECRET") if each in os.environ)
 """
@@ -166,4 +170,12 @@ async def test_what_cannot_be_read_is_an_error_of_this_answer_alone() -> None:
     said = await child.judge(record(encoding="br"), good, 20.0)
     assert said == Said("error", "content-encoding br is not read")
     assert await child.judge(record(), good, 20.0) == Said("good")
+    await child.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="no such score")
+@in_loop
+async def test_where_memory_runs_out_it_goes_before_the_gateway() -> None:
+    child = Child()
+    assert await child.judge(record(), function("them:score"), 10.0) == Said("good", "1000")
     await child.close()

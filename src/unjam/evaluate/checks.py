@@ -62,6 +62,9 @@ GRAM: Final = 4
 WORDS: Final = 100
 LETTERS: Final = 12
 
+#: Characters at the end of a text that are looked at: phrases take some sixty times the memory of their first letter.
+ENOUGH: Final = 200_000
+
 _ROW: Final = re.compile(rf"([^\s\-=_*#.~|+])\1{{{CHARACTERS - 1}}}")
 
 
@@ -73,6 +76,7 @@ def repetition(options: Mapping[str, Any]) -> Check:
 
 
 def repeats(text: str) -> str:
+    text = text[-ENOUGH:]
     if _ROW.search(text):
         return f"one character {CHARACTERS} times in a row"
     lines = [line for line in map(str.strip, text.splitlines()) if any(map(str.isalnum, line)) and len(line) > 2]
