@@ -35,7 +35,7 @@ from unjam.runs.store.base import (
 from unjam.runs.store.presence import OwnedStore
 from unjam.runs.store.sqlite_desk import Answers, Desk, Done, Job, Jobs, settle
 from unjam.runs.store.sqlite_ledger import Ledger
-from unjam.runs.store.sqlite_schema import INTACT, LOCKED, Lock, code, connect, prepare, translated
+from unjam.runs.store.sqlite_schema import INTACT, LOCKED, Displaced, Lock, code, connect, prepare, translated
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -103,6 +103,7 @@ class SqliteStore(OwnedStore):
         self.path = Path(path)
         self._ledger = Ledger(clock, monotonic, self._watched, lease)
         self._lock = Lock(self.path)
+        self._ledger.check = self._lock.check
         self._writing: Desk | None = None
         self._reading: Desk | None = None
         self._listing: Desk | None = None
@@ -347,6 +348,11 @@ class SqliteStore(OwnedStore):
             ledger.missed = ledger.missed or found not in INTACT
             self._abandon(usable=found in INTACT + LOCKED)
             raise _GroupFailed(translated(error, self.path), alone=found in INTACT) from error
+        except Displaced as error:
+            # A file that was put away may be put back; one that others have written must be read again.
+            ledger.missed = True
+            self._abandon(usable=self._lock.held)
+            raise _GroupFailed(error, alone=False) from error
         except Exception as error:
             self._abandon(usable=True)
             raise _GroupFailed(error, alone=True) from error
@@ -360,11 +366,16 @@ class SqliteStore(OwnedStore):
         connection = None
         try:
             if not self.path.exists():
+                self._lock.may_make()
                 # Payloads are nobody else's business.
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             connection = connect(self.path)
             prepare(connection, self.path)
+            self._lock.opened()
+            # Not while somebody who was let in beside us finishes a transaction.
+            connection.execute("BEGIN IMMEDIATE")
             self._ledger.load(connection)
+            connection.execute("COMMIT")
         except BaseException:
             self._ledger.missed = True
             self._ledger.connection = None

@@ -1,6 +1,7 @@
 """The SQLite file: its schema, how it is opened, and what its errors mean.
 
 One process owns a file at a time, by a lock on `FILE.lock` (SQLite's own locks must stay free: our readers use them).
+Whoever removes that file lets another process in: the first one notices before it writes again, and stands back.
 A file with a newer schema, of something else, or that is no database is refused in words, and never changed.
 """
 
@@ -99,15 +100,53 @@ def translated(error: sqlite3.Error, path: Path) -> StoreError:
             return StoreAway(f"{path}: {error}")
 
 
+class Displaced(StoreAway):
+    """The file isn't ours any more, or isn't there: what is in memory says nothing of it."""
+
+
+_BACK: Final = "put it back, or restart the gateway to begin with what is there"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file at a place; None: there is none, or it can't be known."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Lock:
-    """Held from the first `take` to `drop`, or to the end of the process."""
+    """On the use of the file at `path`, from the first `take` to `drop`, or to the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".lock")
+        self._guarded = path
         self._descriptor: int | None = None
+        self._known: tuple[tuple[int, int] | None, tuple[int, int] | None] = (None, None)
+        self._had = False
+
+    def may_make(self) -> None:
+        """Raises Displaced when there was a file before: an empty one in its place would be taken for all there is."""
+        if self._known[1] is not None:
+            raise Displaced(f"{self._guarded}: was deleted; {_BACK}")
+
+    def opened(self) -> None:
+        """The file is open: it is the one to be there from now on."""
+        self._known = (_identity(self.path), _identity(self._guarded))
+
+    def check(self) -> None:
+        """Within a transaction, before it is committed. Raises Displaced."""
+        lock, file = _identity(self.path), _identity(self._guarded)
+        if file != self._known[1]:
+            what = "was deleted" if file is None else "is another file than that which was opened"
+            raise Displaced(f"{self._guarded}: {what}; {_BACK}")
+        if lock != self._known[0]:
+            self.drop()
+            raise Displaced(f"{self.path}: was removed, so that another process may have come in; looking again")
 
     def take(self) -> None:
-        """Raises StoreError when another has it, StoreAway when there can be none."""
+        """Raises StoreError when another has it, StoreAway when there can be none, or when we had it before."""
         if self._descriptor is not None:
             return
         try:
@@ -122,12 +161,18 @@ class Lock:
             owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
             who = f"process {owner}" if owner else "another process"
-            raise StoreError(
-                f"{self.path}: {who} uses this store; one gateway at a time can, several need Redis"
+            kind = StoreAway if self._had else StoreError
+            raise kind(
+                f"{self._guarded}: {who} uses this store; one gateway at a time can, several need Redis"
             ) from error
         except OSError:
             pass  # no room for the number: it is locked all the same
         self._descriptor = descriptor
+        self._had = True
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor is not None
 
     def drop(self) -> None:
         if self._descriptor is not None:

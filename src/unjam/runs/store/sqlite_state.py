@@ -56,6 +56,8 @@ class State:
         #: What the group is to tell: run → next seq; services with something to claim.
         self.growth: dict[str, int] = {}
         self.ready: set[str] = set()
+        #: Called before each commit; raises what stands against it.
+        self.check: Callable[[], None] = lambda: None
         #: Signs of life were refused since the last sweep: there was no connection, or a group of theirs failed.
         self.missed = False
         self._firm_now = True
@@ -116,11 +118,12 @@ class State:
         return len(self._journal)
 
     def commit(self) -> None:
-        """Raises sqlite3.Error; `abandon` is due then."""
+        """Raises sqlite3.Error, and what `check` does; `abandon` is due then."""
         assert self.connection is not None
         if self._rows.any():
             self._flush()
         if self.connection.in_transaction:
+            self.check()
             self.connection.execute("COMMIT")
             self.commits += 1
         for live, _ in self._journal:
