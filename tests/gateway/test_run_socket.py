@@ -756,9 +756,12 @@ async def test_a_socket_follows_so_many_runs_and_no_more() -> None:
         said = [await client.recv() for _ in range(513)]
         run = {each["run"] for each in said} - {each["run"] for each in said if each["op"] == "event"}
         refusal = await client.ask("subscribe", run=run.pop())
-        assert refusal["op"] == "ok"  # it was understood, and then refused
-        assert (await client.recv())["code"] == "too_many_runs"
+        assert (refusal["op"], refusal["code"]) == ("error", "too_many_runs")
+        assert (await client.ask("create", service="auditor"))["code"] == "too_many_runs"
+        followed = said[0]["run"]
+        assert (await client.ask("subscribe", run=followed, after=0))["op"] == "ok"  # one that it follows already
         assert running.server.durable is not None
+        assert len(await running.server.durable.store.list("", limit=500)) == 257, "what can't be followed isn't made"
         assert running.server.durable.hub.followers == 256
 
 

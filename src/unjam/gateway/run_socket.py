@@ -166,12 +166,17 @@ class RunSocket(Handler):
         if self.caller is not None and not self.caller.may_call(run.service):
             raise missing()  # the keys have changed while the store was asked
         known = self._runs.get(run.id)
-        if known is None and len(self._runs) >= MOST_RUNS:
-            raise Refused(429, "too_many_runs", f"One socket may follow {MOST_RUNS} runs at once.")
-        if known is not None:
+        if known is None:
+            self._check_room()
+        else:
             self._forget(known)
         subscription = self._runs[run.id] = Subscription(self, run, after)
         self._shared.durable.hub.follow(subscription)
+
+    def _check_room(self, run: str = "") -> None:
+        """For one more, or for this one again. Raises `Refused`."""
+        if run not in self._runs and len(self._runs) >= MOST_RUNS:
+            raise Refused(429, "too_many_runs", f"One socket may follow {MOST_RUNS} runs at once.")
 
     def _forget(self, subscription: Subscription) -> None:
         self._shared.durable.hub.unfollow(subscription)
@@ -342,6 +347,7 @@ class RunSocket(Handler):
         answer = said.Ok(message.run, ref=message.ref)
         if isinstance(message, said.Subscribe):
             run = await api.run_of(message.run, self.caller)
+            self._check_room(run.id)
             if message.ref is not None:
                 self.say(answer)  # before its events
             self._follow_on(run, message.after)
@@ -371,10 +377,15 @@ class RunSocket(Handler):
     async def _created(self, message: said.Create) -> None:
         api = self._shared.api
         new = api.new_run(message, self.caller, message.idem)
+        if message.follow:
+            self._check_room()
         run, made = await api.keep(new)
         self.say(said.Created(run.id, run.status, made, message.ref))
         if message.follow:
-            self._follow_on(run, -1)
+            try:
+                self._follow_on(run, -1)
+            except Refused as error:  # others were faster; the message has its answer
+                self.say(said.error(error, run.id, None))
 
 
 class RunSockets:
