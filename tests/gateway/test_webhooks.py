@@ -278,7 +278,7 @@ async def test_a_gateway_tells_of_trips_by_itself_and_of_the_way_back() -> None:
     agent, other, receiver = await Agent(behaviour).start(), await Agent().start(), await Agent().start()
     config = (
         f"services: {{s: {{versions: {{v1: {{endpoints: ['{agent.url}']}}, v2: {{weight: 0, endpoints: ['{other.url}']"
-        "}}, breaker: {error_rate: 5%, open: 600ms}, ejection: {failures: 1000}}}\n"
+        "}}, breaker: {error_rate: 5%, open: 1500ms}, ejection: {failures: 1000}}}\n"
         f"webhooks: {{url: '{receiver.url}', events: [breaker, drain]}}\n"
     )
     try:
