@@ -156,6 +156,45 @@ async def test_children_end_with_a_worker_that_is_killed(tmp_path: Path) -> None
         assert (await asyncio.to_thread(psutil.wait_procs, children, 20))[1] == []
 
 
+HOLDS_ON = """
+import asyncio, time
+import unjam.worker.session, unjam.worker.worker
+from unjam.worker import Worker
+
+unjam.worker.session.LINGER = unjam.worker.worker.LAST = 0.2
+worker = Worker("http://127.0.0.1:1", service="auditor", grace=0.1)
+
+@worker.run
+async def pages(run):
+    await run.emit("page", 1)
+    if run.input == "thread":
+        await asyncio.to_thread(time.sleep, 3600)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("how", ["thread", "task"])
+@in_loop
+async def test_a_function_that_does_not_stop_does_not_hold_the_end_of_the_process(tmp_path: Path, how: str) -> None:
+    (tmp_path / "pages.py").write_text(HOLDS_ON)
+    store = MemoryStore()
+    async with api(store) as server:
+        run = await create(store, how, retry="restart")
+        async with worker(tmp_path, server.url) as first:
+            while not await own_of(store, run):
+                await asyncio.sleep(0.01)
+            first.send(signal.SIGTERM)
+            assert await first.exit_code() == 0
+            assert f"{run} auditor attempt 1: handed back after" in first.said
+            assert "is ended with the process" in first.said
+        found = await store.get(run)
+        assert (found.status, found.attempt) == ("queued", 0)
+
+
 @in_loop
 async def test_a_second_signal_hands_back_at_once(tmp_path: Path) -> None:
     (tmp_path / "pages.py").write_text(PAGES.replace("grace=10", "grace=1000"))

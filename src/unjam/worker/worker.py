@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar, cast, overload
 
@@ -32,6 +33,9 @@ GRACE: Final = 20.0
 FAREWELL: Final = LINGER + 3.0
 #: Seconds between two claims that came back empty at once.
 _BREATH: Final = 0.5
+
+#: Seconds that what still runs then has, before the process ends all the same.
+LAST: Final = 2.0
 
 log = logging.getLogger("unjam.worker")
 
@@ -115,14 +119,17 @@ class Worker:
         """Work until SIGTERM or ctrl-C, and leave without losing a run; a second one leaves at once. The exit code: 0,
         or 1 when it can't begin. Sets up logging unless that was done."""
         logging.basicConfig(format="%(asctime)s unjam worker: %(message)s", level=logging.INFO, stream=sys.stderr)
+        ended = threading.Event()
         try:
-            asyncio.run(self._with_signals())
+            asyncio.run(self._with_signals(ended))
         except (ValueError, StoreError) as error:
             log.error(str(error))
             return 1
+        finally:
+            ended.set()
         return 0
 
-    async def _with_signals(self) -> None:
+    async def _with_signals(self, ended: threading.Event) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -131,6 +138,8 @@ class Worker:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+        # The loop ends when its tasks and threads do; but its runs are not theirs any more.
+        threading.Thread(target=_end, args=(ended,), daemon=True).start()
 
     def stop(self) -> None:
         """Claim nothing more. Runs go on until they end or come to a `save`, for `grace` seconds; then, or when called
@@ -322,3 +331,12 @@ class Worker:
             return tasks.done()
         finally:
             hurried.cancel()
+
+
+def _end(ended: threading.Event) -> None:
+    """Ends the process unless that comes about by itself."""
+    if not ended.wait(LAST):
+        log.warning("a function or thread that doesn't stop is ended with the process")
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
