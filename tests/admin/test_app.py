@@ -155,7 +155,9 @@ async def test_rollouts_are_looked_at_and_steered() -> None:
             assert (await admin.client.get("/api/rollout")).json() == {"rollouts": rolled.status()}
             one = await admin.client.get("/api/rollout", params={"service": "auditor"})
             assert one.json() == {"service": "auditor", "version": "v8", "share": 0.1}
-            assert (await admin.client.get("/api/rollout", params={"service": "nobody"})).status_code == 404
+            refused = await admin.client.get("/api/rollout", params={"service": "nobody"})
+            assert refused.status_code == 404
+            assert "There is one of: auditor." in refused.text
             for action in ("start", "pause", "resume", "promote", "abort"):
                 body = {"service": "auditor", "action": action}
                 assert (await admin.client.post("/api/rollout", json=body)).json() == {

@@ -63,7 +63,7 @@ def test_a_version_that_is_out_says_since_what_and_until_when() -> None:
     balancer, service = real()
     fail(balancer, service, "v8", 5)
     text = Reader(page.render(balancer.snapshot(16.0), True, "")).text
-    told = "breaker open weight 10 (10 %) · gets 0 % of the traffic · tries again in 45.0 s · error rate above 0.05"
+    told = "breaker open weight 10 (10 %) · gets 0 % of the traffic · tries again in 45.0 s · error rate above 5 %"
     assert told in text, text
     assert "breaker closed weight 90 (90 %) · gets 100 % of the traffic" in text
     assert "breaker ramping" in Reader(page.render(_ramping(balancer), True, "")).text

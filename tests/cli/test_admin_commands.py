@@ -147,6 +147,13 @@ def test_the_environment_gives_address_and_token(unjam: Unjam, admin: Any) -> No
     assert admin.asked[0][3]["authorization"] == "Bearer t0ken"
 
 
+def test_a_wrong_token_is_not_a_missing_one(unjam: Unjam, admin: Any) -> None:
+    admin.status, admin.answer = 401, {"error": {"code": "unauthorized", "message": "x"}}
+    result = unjam("status", "--token", "wrong", "--admin", admin.url)
+    assert result.exit_code == 1
+    assert "refuses this admin token" in result.stderr
+
+
 def test_no_token_is_no_header(unjam: Unjam, admin: Any) -> None:
     unjam("status", "--admin", admin.url, UNJAM_ADMIN_TOKEN="")
     assert "authorization" not in admin.asked[0][3]
@@ -159,6 +166,11 @@ def test_no_token_is_no_header(unjam: Unjam, admin: Any) -> None:
             401,
             {"error": {"code": "unauthorized", "message": "x"}},
             "needs the admin token: give --token, or set UNJAM_ADMIN_TOKEN",
+        ),
+        (
+            404,
+            {"error": {"code": "no_service", "message": "x", "request_id": "1"}},
+            "is where clients connect: --admin, or UNJAM_ADMIN",
         ),
         (
             404,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -367,6 +369,27 @@ def test_workers_are_listed_below_the_endpoints_of_their_version(unjam: Unjam, a
         "web-1 3 of 4 1 0 1.2 s ago open",
         "web-3 3 of 4 1 0 1.2 s ago open, asks another gateway",
     ]
+
+
+def test_in_eighty_columns_there_is_room_for_why_a_worker_gets_work() -> None:
+    console = Console(width=80, highlight=False, file=io.StringIO(), force_terminal=True, no_color=True)
+    show(
+        with_workers(worker(name="a-worker-of-a-quite-long-name-4711"), worker(name="w", why=["breaker open"])), console
+    )
+    assert isinstance(console.file, io.StringIO)
+    lines = [" ".join(line.split()) for line in re.sub(r"\x1b\[\d*m", "", console.file.getvalue()).splitlines()]
+    at = lines.index("worker running heard why")
+    assert lines[at + 1 :][:2] == [
+        "w 3 of 4 1.2 s ago breaker open",
+        "a-worker-of-a-quite-long-name-4711 3 of 4 1.2 s ago open",
+    ]
+
+
+def test_how_old_a_workers_report_is_stands_beside_it_already(unjam: Unjam, admin: Any) -> None:
+    admin.answer = with_workers(worker(why=["report 17 s old"], seen=17.0), worker(name="web-2", why=["full"]))
+    said = [" ".join(line.split()) for line in unjam("status", "--admin", admin.url).stdout.splitlines()]
+    assert "web-1 3 of 4 1 0 17 s ago open" in said
+    assert "web-2 3 of 4 1 0 1.2 s ago full" in said
 
 
 @pytest.mark.parametrize(

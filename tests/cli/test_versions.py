@@ -82,7 +82,7 @@ VERSIONS = {
             "quality_trips_at": 7,
         }
     },
-    "v9": {"breaker": {"state": "open", "why": "by \x1b[31mhand"}},
+    "v9": {"breaker": {"state": "open", "why": "by \x1b[31mhand", "opens_for": 41.5, "evidence": 0.0, "trips_at": 7}},
 }
 
 
@@ -93,25 +93,53 @@ def test_breakers_are_looked_at(unjam: Unjam, admin: Any) -> None:
     assert result.stdout.splitlines() == [
         "v7: closed; evidence 1.61 of 7",
         "v8: ramping at 10% of its weight (ramping back); of quality 0.5 of 7",
-        "v9: open (by \\x1b[31mhand)",
+        "v9: open for 42 s more (by \\x1b[31mhand)",
     ]
     assert unjam("breaker", "agent", "v9", "--admin", admin.url).stdout.startswith("v9: open")
-    for wrong in (["nobody"], ["agent", "v1"]):
+    for wrong, code, said in (
+        (["nobody"], 1, "there is no service nobody. There are: agent."),
+        (["agent", "v1"], 1, "agent has no version v1. There are: v7, v8, v9."),
+        (["agent", "trip"], 2, "say which version: unjam breaker agent VERSION trip."),
+    ):
         result = unjam("breaker", *wrong, "--admin", admin.url)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert "no such service or version" in result.stderr
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert said in result.stderr
 
 
 def test_rollouts_are_looked_at_and_steered(unjam: Unjam, admin: Any) -> None:
-    admin.answer = {"service": "agent", "version": "v8", "step": 2, "share": 0.1, "why": None, **KEPT}
+    running = {"state": "running", "steps": [0.1, 0.5, 1.0], "waits_for": "12 s of its hold are left", "held": 3.25}
+    sides = {
+        "new": {"calls": 1200, "failures": 1, "judged": 10, "bad": 2},
+        "old": {"calls": 10800, "failures": 0, "judged": 0},
+    }
+    admin.answer = {
+        "service": "agent",
+        "version": "v8",
+        "step": 0,
+        "share": 0.1,
+        "why": "configured",
+        **running,
+        **sides,
+    }
     result = unjam("rollout", "agent", "--admin", admin.url)
     assert admin.asked[0][:2] == ("GET", "/api/rollout?service=agent")
-    assert result.stdout.splitlines() == ["agent", "  version: v8", "  step: 2", "  share: 0.1"]
+    assert result.stdout.splitlines() == [
+        "agent: rollout of v8, running at 10% (steps 10%, 50%, 100%)",
+        "  waits   12 s of its hold are left",
+        "  why     configured",
+        "  new     1,200 calls, 1 failed, 2 of 10 verdicts bad in this step",
+        "  others  10,800 calls, 0 failed in this step",
+    ]
     assert json.loads(unjam("rollout", "agent", "--json", "--admin", admin.url).stdout) == admin.answer
     unjam("rollout", "agent", "abort", "--admin", admin.url)
     assert admin.asked[-1][:3] == ("POST", "/api/rollout", {"service": "agent", "action": "abort"})
     unjam("rollout", "agent", "start", "--version", "v9", "--admin", admin.url)
     assert admin.asked[-1][2] == {"service": "agent", "action": "start", "version": "v9"}
+    admin.answer |= {"state": "rolled_back", "share": 0.0, "waits_for": "", "why": "its breaker tripped", **KEPT}
+    assert unjam("rollout", "agent", "--admin", admin.url).stdout.splitlines() == [
+        "agent: rollout of v8, rolled back at 0%",
+        "  why     its breaker tripped",
+    ]
     for wrong in (["finish"], ["abort", "--version", "v9"]):
         assert unjam("rollout", "agent", *wrong, "--admin", admin.url).exit_code == 2
 
@@ -125,19 +153,23 @@ def test_the_audit_log_is_read(unjam: Unjam, admin: Any) -> None:
             {**common, "n": 11, "key": "breaker/agent/v8", "before": "closed", "after": "open",
              "who": "gw:1", "why": "5 of\x1b 9 calls failed"},
             {**common, "n": 10, "key": "drain/http://h", "before": False, "after": True, "who": "loopback", "why": ""},
-            {**common, "n": 9, "key": "rollout/agent", "before": None, "after": {"step": 1}, "who": "gw:1", "why": ""},
+            {**common, "n": 9, "key": "rollout/agent", "before": None,
+             "after": {"step": 1, "state": "rolled_back", "share": 0.015}, "who": "gw:1", "why": ""},
+            {**common, "n": 8, "key": "rollout/agent", "before": None, "after": {"step": 1}, "who": "gw:1", "why": ""},
         ],
         "next": None,
     }  # fmt: skip
     result = unjam("audit", "weight/agent v&x", "--limit", "4", "--before", "13", "--admin", admin.url)
     assert admin.asked[0][:2] == ("GET", "/api/audit?limit=4&key=weight%2Fagent+v%26x&before=13")
     assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
-        "12 2026-05-01T12:00:00 weight/agent/v8 10 → 20 token:1a2b3c4d@10.0.0.9",
-        "11 2026-05-01T12:00:00 breaker/agent/v8 closed → open gw:1 5 of\\x1b 9 calls failed",
-        "10 2026-05-01T12:00:00 drain/http://h false → true loopback",
-        '9 2026-05-01T12:00:00 rollout/agent - → {"step": 1} gw:1',
+        "12 2026-05-01T12:00:00Z weight/agent/v8 10 → 20 token:1a2b3c4d@10.0.0.9",
+        "11 2026-05-01T12:00:00Z breaker/agent/v8 closed → open gw:1 5 of\\x1b 9 calls failed",
+        "10 2026-05-01T12:00:00Z drain/http://h in use → draining loopback",
+        "9 2026-05-01T12:00:00Z rollout/agent - → rolled back at 1.5% gw:1",
+        '8 2026-05-01T12:00:00Z rollout/agent - → {"step": 1} gw:1',
     ]
     assert json.loads(unjam("audit", "--json", "--admin", admin.url).stdout) == admin.answer
     admin.answer = {"changes": [], "next": None}
-    assert unjam("audit", "--admin", admin.url).stdout == "none\n"
+    assert unjam("audit", "weight/agent", "--admin", admin.url).output == "none\n"
+    assert "keys begin with breaker, drain, rollout, weight" in unjam("audit", "wieght/a", "--admin", admin.url).stderr
     assert unjam("audit", "--limit", "0").exit_code == 2

@@ -65,8 +65,8 @@ def test_a_worse_one_goes_back(new: Seen, old: Seen, words: str) -> None:
 def test_a_trip_sends_it_back_at_once_even_while_it_is_paused() -> None:
     made = fresh()
     made.pause(1.0)
-    assert made.look(Seen(5, 5, 0, 0), good(50), "error rate above 0.05", 2.0)
-    assert (made.state, made.why) == ("rolled_back", "its breaker tripped: error rate above 0.05")
+    assert made.look(Seen(5, 5, 0, 0), good(50), "error rate above 5 %", 2.0)
+    assert (made.state, made.why) == ("rolled_back", "its breaker tripped: error rate above 5 %")
 
 
 def test_a_slower_one_goes_back_and_one_that_is_as_slow_does_not() -> None:

@@ -42,7 +42,7 @@ def test_answers_that_are_all_bad_trip_it_like_failures() -> None:
         answered(made, float(i), bad=True)
     seen = state(made, 5.0)
     assert seen["breaker"]["state"] == "open"  # type: ignore[index]
-    assert seen["breaker"]["why"] == "error rate above 0.05, the last by a bad verdict: it made up a source"  # type: ignore[index]
+    assert seen["breaker"]["why"] == "error rate above 5 %, the last by a bad verdict: it made up a source"  # type: ignore[index]
     assert (seen["good"], seen["bad"], seen["failures"]) == (0, 5, 0)
     assert refusal(made.offer(request(made.services["s"]), 5.0)).reason is Reason.MAINTENANCE
 
@@ -84,7 +84,7 @@ def test_a_sample_is_not_diluted_by_the_calls_nobody_looked_at() -> None:
             break
     assert verdicts <= 10
     assert state(made, 0.0)["breaker"]["why"] == (  # type: ignore[index]
-        "more than 0.05 of the answers looked at are bad: it made up a source"
+        "more than 5 % of the answers looked at are bad: it made up a source"
     )
 
 

@@ -143,7 +143,9 @@ async def test_several_weights_are_one_change_and_say_how_long_they_hold() -> No
         assert await admin.weights() == {"v7": 50, "v8": 50}
         refused = await admin.post("/api/weight", 404, service="agent", weights={"v7": 1, "v9": 1})
         assert refused["error"]["code"] == "unknown_version"
-        await admin.post("/api/weight", 404, service="nobody", weights={"v7": 1})
+        assert refused["error"]["message"] == "agent has no version v9. There are: v7, v8."
+        refused = await admin.post("/api/weight", 404, service="nobody", weights={"v7": 1})
+        assert refused["error"]["message"].startswith("There is no service nobody. There are: ")
         assert await admin.weights() == {"v7": 50, "v8": 50}
 
 

@@ -74,7 +74,9 @@ async def test_operators_list_show_cancel_and_requeue() -> None:
         claim = await api.claim()
         await api.emit(claim, 1, secret)
         await api.call("POST", f"/v1/runs/{lost['id']}/heartbeat", {"fence": 1, "checkpoint": secret})
-        store.skipped += 40.0
+        for _ in range(40):  # of which no sweep misses any: time in which nobody sweeps ends no lease
+            store.skipped += 1.0
+            await store.sweep(0)
 
         async def is_failed() -> bool:
             return (await store.get(lost["id"])).status == "failed"
@@ -87,6 +89,9 @@ async def test_operators_list_show_cancel_and_requeue() -> None:
         assert code == 0, out
         assert lost["id"] in out
         assert waits["id"] in out
+        assert re.search(rf"^run +status +service +created +attempt\n{waits['id']}  queued  +other +\S+ s ago", out)
+        code, out = await unjam(running, "list", "--limit", "1")
+        assert f"older ones: --before {waits['id']}" in out
         code, out = await unjam(running, "list", "--status", "queued", "--service", "other", "--json")
         assert [run["id"] for run in json.loads(out)["runs"]] == [waits["id"]]
         code, out = await unjam(running, "dead")
@@ -99,6 +104,9 @@ async def test_operators_list_show_cancel_and_requeue() -> None:
         assert "attempts_exhausted" in out
         assert re.search(r"run\.failed", out)
         assert re.search(r"^worker +w1$", out, re.MULTILINE)
+        assert re.search(r"^attempt +1 of 1$", out, re.MULTILINE)
+        assert re.search(r"^ended +\S+Z, [\d.]+ s after it began$", out, re.MULTILINE)
+        assert re.search(r"^error +attempts_exhausted: ", out, re.MULTILINE)
         code, json_out = await unjam(running, "show", lost["id"], "--json")
         assert secret not in out + json_out, "what a run was given or said is its tenant's"
 
@@ -114,6 +122,8 @@ async def test_operators_list_show_cancel_and_requeue() -> None:
         assert (await api.emit(again, 1, "x"))["cancel"]
         assert await unjam(running, "cancel", waits["id"]) == (0, f"{waits['id']} is cancelled.\n")
         assert await unjam(running, "cancel", waits["id"]) == (0, f"{waits['id']} was cancelled already.\n")
+        await api.finish(again)
+        assert await unjam(running, "cancel", lost["id"]) == (0, f"{lost['id']} has ended already: completed.\n")
         code, out = await unjam(running, "show", "run_" + "0" * 27)
         assert code == 1
         assert "There is no such run" in out
@@ -176,6 +186,7 @@ async def test_the_log_tells_once_that_the_store_is_away_and_back(capfd: pytest.
         assert metric(page, "unjam_runs_store_up") == 0
         status, body = await admin(running, "GET", f"/api/runs/{run['id']}")
         assert (status, body["error"]["code"]) == (503, "store_away")
+        assert "Why: " in body["error"]["message"], "operators are told what lies behind the gateway"
         store.away = False
         assert (await api.call("GET", f"/v1/runs/{run['id']}"))[0] == 200
     said = "".join(capfd.readouterr())

@@ -219,7 +219,8 @@ class _Api:
         if service is None:
             return self._json({"rollouts": found})
         if service not in found:
-            return error(404, "no_rollout", "This service has no rollout.")
+            others = f" There is one of: {', '.join(found)}." if found else ""
+            return error(404, "no_rollout", f"No service {service} has a rollout.{others}")
         return self._json({"service": service, **found[service]})
 
     async def rollout(self, request: Request) -> Response:

@@ -311,6 +311,6 @@ _PILLS = {read.FINE: "ok", read.NOTE: "note", read.PARTLY: "warn", read.BAD: "ba
 
 def _state(endpoint: Mapping[str, Any]) -> str:
     """Why it gets work or not, in the balancer's own words, and how many reports were not used."""
-    pills = [pill(_PILLS[read.tone(word)], word) for word in read.words(endpoint)]
+    pills = [pill(_PILLS[read.look(word)], word) for word in read.words(endpoint)]
     pills += [pill("note", words) for words in read.unused(endpoint)]
     return " ".join(pills)

@@ -87,9 +87,18 @@ class AdminClient:
         return http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT)
 
     def _refusal(self, status: int, decoded: Any) -> str:
+        if status == 401 and self._token:
+            return (
+                f"{self.url} refuses this admin token: see --token, UNJAM_ADMIN_TOKEN and admin: in its configuration."
+            )
         if status == 401:
             return f"{self.url} needs the admin token: give --token, or set UNJAM_ADMIN_TOKEN."
         error = decoded.get("error") if isinstance(decoded, dict) else None
+        if isinstance(error, dict) and "request_id" in error:
+            return (
+                f"{self.url} is where clients connect: --admin, or UNJAM_ADMIN, must say where operators do, which is "
+                "admin: of its configuration (127.0.0.1:8081 when that says nothing)."
+            )
         if isinstance(error, dict) and isinstance(error.get("message"), str):
             problems = decoded.get("problems")
             details = (

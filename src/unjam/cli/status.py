@@ -35,7 +35,8 @@ def show(state: Mapping[str, Any], console: Console | None = None) -> None:
         out.width = PIPED_WIDTH
     ready = state.get("ready", True)
     line = Text("ready" if ready else f"not ready: {_text(state.get('why'))}", "green" if ready else "bold red")
-    line.append(f", {_number(state.get('leases'))} requests running", "default")
+    leases = state.get("leases")
+    line.append(f", {_number(leases)} request{'' if leases == 1 else 's'} running", "default")
     out.print(line)
     for name, service in _items(state.get("services")):
         out.print()
@@ -52,12 +53,12 @@ def _service(out: Console, name: str, service: Mapping[str, Any]) -> None:
     for version_name, version in _items(service.get("versions")):
         out.print(Text("  ").append(_version_line(version_name, version)), soft_wrap=True)
         if version.get("endpoints") or not version.get("workers"):
-            out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4)))
+            out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4), expand=False))
         if version.get("workers"):
-            out.print(Padding(_workers(version["workers"]), (0, 0, 0, 4)))
+            out.print(Padding(_workers(version["workers"], out.width < NARROW), (0, 0, 0, 4), expand=False))
     oldest = service.get("oldest") or []
     if oldest:
-        out.print(Padding(_oldest(oldest[:MOST_OLDEST]), (0, 0, 0, 2)))
+        out.print(Padding(_oldest(oldest[:MOST_OLDEST]), (0, 0, 0, 2), expand=False))
 
 
 def _summary(service: Mapping[str, Any]) -> str:
@@ -119,10 +120,7 @@ def _rollout(found: Mapping[str, Any]) -> Text:
     state = _text(found.get("state"))
     line = Text("rollout of ").append(_text(found.get("version")), "bold").append(" ")
     line.append(state.replace("_", " "), _STOPPED.get(state, ""))
-    line.append(f" at {_share(found.get('share'))}")
-    steps = found.get("steps")
-    if isinstance(steps, list) and state in ("running", "paused"):
-        line.append(f" (steps {', '.join(map(_share, steps))})")
+    line.append(f" at {share_of(found.get('share'))}{steps_of(found)}")
     if found.get("waits_for"):
         line.append(f", waits: {_text(found['waits_for'])}")
     if found.get("why"):
@@ -130,7 +128,15 @@ def _rollout(found: Mapping[str, Any]) -> Text:
     return line
 
 
-def _share(value: Any) -> str:
+def steps_of(rollout: Mapping[str, Any]) -> str:
+    """The steps of a rollout that is under way, in brackets."""
+    steps = rollout.get("steps")
+    if not isinstance(steps, list) or rollout.get("state") not in ("running", "paused"):
+        return ""
+    return f" (steps {', '.join(map(share_of, steps))})"
+
+
+def share_of(value: Any) -> str:
     """A share of the traffic, which may be small."""
     found = read.number(value)
     return "–" if found is None else f"{100 * found:.3g}%"
@@ -196,18 +202,19 @@ def _endpoints(version: Mapping[str, Any], narrow: bool) -> Table:
     return table
 
 
-def _workers(workers: list[Mapping[str, Any]]) -> Table:
-    """What claims runs: those that ask this gateway, and others that are known to it."""
+def _workers(workers: list[Mapping[str, Any]], narrow: bool) -> Table:
+    """What claims runs: those that ask this gateway, and others that are known to it. `narrow`: what `--why` tells too
+    is left out, or there would be no room for why it gets work."""
     found = sorted(workers, key=lambda one: (read.untroubled(one), -(one.get("taken") or 0), _text(one.get("name"))))
-    columns = ("worker", ">running", ">heavy", ">turned away", ">heard", "why")
+    columns = ("worker", ">running", *(() if narrow else (">heavy", ">turned away")), ">heard", "why")
     table = _table(*columns)
     table.columns[0].min_width = min(MOST_NAME, max(len(_text(one.get("name"))) for one in found[:MOST_ENDPOINTS]))
     for worker in found[:MOST_ENDPOINTS]:
         taken = worker.get("taken")
         running = f"{_number(worker.get('inflight') if taken is None else taken)} of {_number(worker.get('slots'))}"
+        more = () if narrow else (_number(worker.get("heavy")), _number(worker.get("turned_away")))
         heard = f"{seconds_of(worker.get('seen'))} ago"
-        away = _number(worker.get("turned_away"))
-        table.add_row(Text(_text(worker.get("name"))), running, _number(worker.get("heavy")), away, heard, _why(worker))
+        table.add_row(Text(_text(worker.get("name"))), running, *more, heard, _why(worker))
     if len(found) > MOST_ENDPOINTS:
         table.add_row(f"… {len(found) - MOST_ENDPOINTS} more", *[""] * (len(columns) - 1))
     return table
@@ -232,7 +239,7 @@ def _reports(endpoint: Mapping[str, Any]) -> Text:
 
 def _why(endpoint: Mapping[str, Any]) -> Text:
     """The balancer's words, those of trouble in colour, and after them how many reports were not used."""
-    parts = [(_text(word), _STYLES[read.tone(word)]) for word in read.words(endpoint)] or [("–", "dim")]
+    parts = [(_text(word), _STYLES[read.look(word)]) for word in read.words(endpoint)] or [("–", "dim")]
     parts += [(words, "dim") for words in read.unused(endpoint)]
     text = Text()
     for number, (word, style) in enumerate(parts):
@@ -307,4 +314,6 @@ def seconds_of(value: Any) -> str:
         return f"{value:.1f} s"
     if value < 120:
         return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    if value < 7200:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h" if value < 172_800 else f"{value / 86_400:.1f} days"

@@ -9,18 +9,25 @@ import typer
 
 from unjam.cli.options import LOCAL_ADMIN, AdminToken, AdminUrl, admin_client
 from unjam.cli.trouble import USAGE, CliError, in_sentences, say
+from unjam.telemetry import endpoints as read
 from unjam.telemetry.escape import printable
 
-ServiceName = Annotated[str, typer.Argument(help="Name of the service.")]
+ServiceName = Annotated[str, typer.Argument(help="Name of the service.", metavar="SERVICE")]
 AsJson = Annotated[bool, typer.Option("--json", help="As the gateway tells it.")]
 BREAKER = ("trip", "reset")
 ROLLOUT = ("start", "pause", "resume", "promote", "abort")
+#: So many names are told; of more, where they are listed.
+FEW = 10
+#: What the keys of the audit log begin with.
+AUDITED = ("breaker", "drain", "rollout", "weight")
 
 
 @in_sentences
 def weight(
     service: ServiceName,
-    weights: Annotated[list[str], typer.Argument(help="Weights by version, or one version and its.", metavar="V=W...")],
+    weights: Annotated[
+        list[str], typer.Argument(help="Weights by version, or one version and its.", metavar="VERSION=WEIGHT...")
+    ],
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
 ) -> None:
@@ -41,15 +48,17 @@ def weight(
 @in_sentences
 def breaker(
     service: ServiceName,
-    version: Annotated[str | None, typer.Argument(help="Name of the version.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Name of the version.", metavar="[VERSION]")] = None,
     action: Annotated[
         str | None,
-        typer.Argument(help="trip: out of traffic now. reset: back now. None: look.", metavar="trip|reset"),
+        typer.Argument(help="trip: out of traffic now. reset: back now. None: look.", metavar="[trip|reset]"),
     ] = None,
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
 ) -> None:
     """Look at the breakers of a service's versions, or trip or reset one."""
+    if action is None and version in BREAKER:
+        raise CliError(f"say which version: unjam breaker {_text(service)} VERSION {version}.", USAGE)
     if action is not None and action not in BREAKER:
         raise CliError(f"there is no action {action!r}: give trip or reset.", USAGE)
     client = admin_client(admin, token)
@@ -59,9 +68,11 @@ def breaker(
         warn(answer)
         return
     services = client.get("/api/state").get("services", {})
-    found = services.get(service, {}).get("versions", {})
-    if not found or (version is not None and version not in found):
-        raise CliError("there is no such service or version: `unjam status` lists them.")
+    if service not in services:
+        raise CliError(f"there is no service {_text(service)}.{_there_are(services)}")
+    found = services[service].get("versions", {})
+    if version is not None and version not in found:
+        raise CliError(f"{_text(service)} has no version {_text(version)}.{_there_are(found)}")
     for name, each in found.items():
         if version in (None, name):
             _show_breaker(name, each)
@@ -71,7 +82,7 @@ def breaker(
 def rollout(
     service: ServiceName,
     action: Annotated[
-        str | None, typer.Argument(help="Without it: look.", metavar="start|pause|resume|promote|abort")
+        str | None, typer.Argument(help="Without it: look.", metavar="[start|pause|resume|promote|abort]")
     ] = None,
     version: Annotated[
         str | None, typer.Option("--version", help="With start: another than the configured one.")
@@ -94,10 +105,8 @@ def rollout(
     if as_json:
         _json(answer)
         return
-    typer.echo(service)
-    for key, value in answer.items():
-        if key not in ("service", "kept", "holds", "warning") and value is not None:
-            typer.echo(f"  {_text(key)}: {_value(value)}")
+    for line in _rollout(service, answer):
+        typer.echo(line)
     warn(answer)
 
 
@@ -125,12 +134,14 @@ def audit(
     changes = answer["changes"]
     if not changes:
         typer.echo("none")
+        if key is not None and key.partition("/")[0] not in AUDITED:
+            say(f"keys begin with {', '.join(AUDITED)}, such as weight/agent.")
     for change in changes:
+        kind = _text(change["key"]).partition("/")[0]
         why = f"  {_text(change['why'])}" if change.get("why") else ""
-        typer.echo(
-            f"{change['n']:>5}  {_text(change['at'])[:19]}  {_text(change['key'])}  {_value(change['before'])} → "
-            f"{_value(change['after'])}  {_text(change['who'])}{why}"
-        )
+        values = f"{_value(kind, change['before'])} → {_value(kind, change['after'])}"
+        at = f"{_text(change['at'])[:19]}Z"
+        typer.echo(f"{change['n']:>5}  {at}  {_text(change['key'])}  {values}  {_text(change['who'])}{why}")
 
 
 def _weights(given: list[str]) -> dict[str, float]:
@@ -156,8 +167,12 @@ def _weights(given: list[str]) -> dict[str, float]:
 
 
 def _show_breaker(name: str, version: dict[str, Any]) -> None:
+    from unjam.cli.status import seconds_of
+
     state = version.get("breaker", {})
     line = f"{_text(name)}: {_text(state.get('state', '?'))}"
+    if state.get("opens_for"):
+        line += f" for {seconds_of(state['opens_for'])} more"
     share = state.get("share")
     if state.get("state") == "ramping" and isinstance(share, int | float):
         line += f" at {share:.0%} of its weight"
@@ -168,7 +183,8 @@ def _show_breaker(name: str, version: dict[str, Any]) -> None:
         ("quality_evidence", "quality_trips_at", "of quality"),
     ):
         found, most = state.get(key), state.get(limit)
-        if isinstance(found, int | float) and isinstance(most, int | float):
+        # While it is open nothing more is needed to open it.
+        if state.get("state") != "open" and isinstance(found, int | float) and isinstance(most, int | float):
             line += f"; {words} {found:.3g} of {most:.3g}"
     typer.echo(line)
 
@@ -185,12 +201,50 @@ def warn(answer: dict[str, Any]) -> None:
         say(f"warning: {_text(warning)}.")
 
 
-def _value(value: Any) -> str:
-    """A change's value in one line."""
+def _rollout(service: str, found: dict[str, Any]) -> list[str]:
+    """Where a rollout stands, what it waits for, why, and what is compared in this step."""
+    from unjam.cli.status import share_of, steps_of
+
+    state = _text(found.get("state", "?"))
+    lines = [
+        f"{_text(service)}: rollout of {_text(found.get('version', '?'))}, {state.replace('_', ' ')} at "
+        f"{share_of(found.get('share'))}{steps_of(found)}"
+    ]
+    facts = [("waits", found.get("waits_for")), ("why", found.get("why"))]
+    if state in ("running", "paused"):
+        facts += [("new", _side(found.get("new"))), ("others", _side(found.get("old")))]
+    return lines + [f"  {label:<8}{_text(value)}" for label, value in facts if value]
+
+
+def _side(seen: Any) -> str:
+    """What the calls of one side of the comparison came to in this step."""
+    if not isinstance(seen, dict) or read.number(seen.get("calls")) is None:
+        return ""
+    judged = read.number(seen.get("judged"))
+    verdicts = f", {seen.get('bad', 0):,} of {judged:,} verdicts bad" if judged else ""
+    return f"{seen['calls']:,} calls, {seen.get('failures', 0):,} failed{verdicts} in this step"
+
+
+def _there_are(names: Any) -> str:
+    """The few there are, or where to look."""
+    known = [_text(name) for name in names]
+    if not known:
+        return ""
+    return f" There are: {', '.join(known)}." if len(known) <= FEW else " `unjam status` lists them."
+
+
+def _value(kind: str, value: Any) -> str:
+    """A change's value in one line. `kind`: what its key begins with."""
     import json
+
+    from unjam.cli.status import share_of
 
     if value is None:
         return "-"
+    if kind == "rollout" and isinstance(value, dict) and isinstance(value.get("state"), str):
+        return f"{_text(value['state']).replace('_', ' ')} at {share_of(value.get('share'))}"
+    if kind == "drain" and isinstance(value, bool):
+        return "draining" if value else "in use"
     if isinstance(value, dict) and "weight" in value:
         value = value["weight"]
     if isinstance(value, float):

@@ -189,7 +189,8 @@ class Breaker:
             return False
         if not self._quality.bad():
             return False
-        self._trip(f"more than {self._quality_rate:.3g} of the answers looked at are bad{tail}", now, by_quality=True)
+        why = f"more than {100 * self._quality_rate:.3g} % of the answers looked at are bad{tail}"
+        self._trip(why, now, by_quality=True)
         return True
 
     def ripe(self, now: float, started: float | None = None) -> bool:

@@ -122,7 +122,7 @@ class Cusum:
         self.level = 0.0
 
     def words(self) -> str:
-        return f"error rate above {self._rate:.3g}"
+        return f"error rate above {100 * self._rate:.3g} %"
 
 
 class Window:

@@ -18,6 +18,9 @@ from unjam.telemetry.collector import Collector
 if TYPE_CHECKING:
     from unjam.gateway.server import Server
 
+#: Of so many services or versions all names are told to who asked for another.
+FEW = 10
+
 
 class Control:
     """The admin's view of one `Server`; see `unjam.admin` for the routes it answers."""
@@ -51,7 +54,7 @@ class Control:
         try:
             before, trouble = await self._server.changes.drain(endpoint_url, draining, who)
         except KeyError:
-            message = "No endpoint has this URL, and no worker that asks here has this name. GET /api/state lists them."
+            message = "No endpoint has this URL, and no worker that asks here has this name: `unjam status` lists them."
             raise ControlRefused("unknown_endpoint", message, 404) from None
         return {"endpoint": endpoint_url, "draining": draining, "before": before, **self._held(trouble)}
 
@@ -59,14 +62,14 @@ class Control:
         try:
             before, trouble = await self._server.changes.set_weights(service, weights, who)
         except KeyError:
-            raise _unknown_version() from None
+            raise self._unknown(service, *weights) from None
         return {"service": service, "weights": dict(weights), "before": before, **self._held(trouble)}
 
     async def breaker(self, service: str, version: str, action: str, who: str) -> dict[str, Any]:
         try:
             before, after, trouble = await self._server.changes.breaker(service, version, action, who)
         except KeyError:
-            raise _unknown_version() from None
+            raise self._unknown(service, version) from None
         return {"service": service, "version": version, "breaker": after, "before": before, **self._held(trouble)}
 
     async def audit(self, limit: int, before: int | None, key: str | None) -> Rows:
@@ -108,6 +111,19 @@ class Control:
             )
         return rows
 
+    def _unknown(self, service: str, *asked: str) -> ControlRefused:
+        """Of a service or version that the balancer doesn't know: which of them, and what there is."""
+        services = self._server.gateway.balancer.services
+        found = services.get(service)
+        if found is None:
+            message, there = f"There is no service {service}", list(services)
+        else:
+            there = [version.name for version in found.versions]
+            missing = next((name for name in asked if name not in there), "")
+            message = f"{service} has no version {missing}"
+        few = f". There are: {', '.join(there)}." if len(there) <= FEW else ": `unjam status` lists them."
+        return ControlRefused("unknown_version", f"{message}{few}", 404)
+
     def _held(self, trouble: str) -> dict[str, Any]:
         """For how long a change holds."""
         if not self._server.changes.lasting:
@@ -115,11 +131,6 @@ class Control:
         if trouble:
             return {"kept": False, "holds": "here, until the next restart", "warning": f"it is not kept: {trouble}"}
         return {"kept": True, "holds": "over restarts"}
-
-
-def _unknown_version() -> ControlRefused:
-    message = "There is no such service or version. GET /api/state lists them."
-    return ControlRefused("unknown_version", message, 404)
 
 
 def _time(at: float) -> str:

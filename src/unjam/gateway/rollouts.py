@@ -340,7 +340,7 @@ class Rollouts:
     def _service(self, name: str) -> Service:
         service = self._gateway.balancer.services.get(name)
         if service is None:
-            raise ControlRefused("unknown_service", "There is no such service. GET /api/state lists them.", 404)
+            raise ControlRefused("unknown_service", f"There is no service {name}: `unjam status` lists them.", 404)
         if service.spec.rollout is None:
             raise ControlRefused("no_rollout", f"{name} has no rollout: write rollout: {{}} below it in the file.", 404)
         return service

@@ -12,7 +12,7 @@ from unjam.gateway import runs_shapes as shapes
 from unjam.gateway.durable import Durable
 from unjam.gateway.runs_errors import refused
 from unjam.runs.model import Run, partition_of
-from unjam.runs.store.base import StoreError, UnknownRun
+from unjam.runs.store.base import StoreAway, StoreError, UnknownRun
 
 T = TypeVar("T")
 
@@ -29,7 +29,9 @@ def _told(call: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutin
             return await call(*args, **kwargs)
         except StoreError as error:
             told = refused(error)
-            raise ControlRefused(told.code, told.message, told.status) from error
+            # Clients are not told what lies behind the gateway; operators are.
+            why = f" Why: {error}." if isinstance(error, StoreAway) and str(error) else ""
+            raise ControlRefused(told.code, f"{told.message}{why}", told.status) from error
 
     return wrapper
 

@@ -33,23 +33,36 @@ _PARTLY: Final = (
 )
 #: Of those, the ones with which nothing new is sent even to a free slot.
 _CLOSED: Final = ("draining", "says it is draining")
+#: Nothing is sent, as the weights say.
+_WANTED: Final = ("version has no weight", "weight 0")
 
 
 def tone(word: str) -> str:
     """Of one word of `why`: `FINE`, `NOTE`, `PARTLY` or `BAD`. A word that is not known here is bad."""
     if word == "open":
         return FINE
-    if word.startswith(_NOTES) or (word.startswith("report ") and word.endswith(" old")):
+    if word.startswith(_NOTES) or _is_age(word):
         return NOTE
     return PARTLY if word.startswith(_PARTLY) else BAD
 
 
+def look(word: str) -> str:
+    """How a word is drawn: as its tone, but no alarm where somebody gave it no traffic on purpose."""
+    return NOTE if word in _WANTED else tone(word)
+
+
+def _is_age(word: str) -> bool:
+    return word.startswith("report ") and word.endswith(" old")
+
+
 def words(endpoint: Mapping[str, Any]) -> list[str]:
-    """`why`, with `open` in front where there are only notes."""
+    """`why`, with `open` in front where there are only notes. A worker reports when it asks for work: when it was heard
+    of is told beside this."""
     found = [str(word) for word in endpoint.get("why") or ()]
-    if found and all(tone(word) == NOTE for word in found):
-        return ["open", *found]
-    return found
+    notes = bool(found) and all(tone(word) == NOTE for word in found)
+    if endpoint.get("kind") == "worker":
+        found = [word for word in found if not _is_age(word)]
+    return ["open", *found] if notes else found
 
 
 def untroubled(endpoint: Mapping[str, Any]) -> bool:
