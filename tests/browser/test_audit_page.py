@@ -71,3 +71,39 @@ async def test_the_page_survives_a_reload_a_new_gateway_and_the_death_of_its_wor
             await page.until(f"{STATE} === 'completed'")
             assert await page.evaluate(LOG) == log
             assert await page.evaluate("run") == run
+
+
+@in_loop
+async def test_the_page_leaves_what_is_forgotten_and_what_was_begun_before(tmp_path: Path) -> None:
+    listen, files = free_port(), free_port()
+    configure(tmp_path, listen, files)
+    folder = str(ROOT / "examples" / "browser")
+    called = "(path, method) => fetch(path, {method}).then(answer => answer.status)"
+    async with (
+        process("-m", "http.server", str(files), "--bind", "127.0.0.1", "--directory", folder),
+        chromium(tmp_path) as page,
+    ):
+        async with served(cwd=tmp_path) as (first, _):
+            await page.open(f"http://127.0.0.1:{listen}/audit.html")
+            await page.evaluate("pages.value = 3; start.click()")
+            await page.until("run !== null")
+            assert await page.evaluate(f"({called})(`/v1/runs/${{run}}/cancel`, 'POST')") == 200
+            await page.until(f"{STATE} === 'cancelled'")
+            assert await page.evaluate(f"({called})(`/v1/runs/${{run}}`, 'DELETE')") == 204
+            await page.reload()
+            await page.until(f"{STATE} === 'this audit is not kept any more'")
+            await page.reload()
+            await page.until(f"{STATE} === ''")
+            first.send(signal.SIGKILL)
+            await first.exit_code()
+        for number in (5, 7):  # the second is wanted, while the first is being submitted in vain
+            await page.evaluate(f"pages.value = {number}; start.click()")
+            await page.until(f"{STATE} === 'no gateway; trying again…'")
+        async with served(cwd=tmp_path):
+            await page.until("run !== null")
+            kept = await page.evaluate("localStorage.audit")
+            assert json.loads(kept)["pages"] == 7
+            await page.evaluate("new Promise(done => setTimeout(done, 1500))")  # the first would have been tried again
+            assert await page.evaluate("localStorage.audit") == kept
+            listed = "fetch('/v1/runs').then(answer => answer.json()).then(said => said.runs.map(each => each.id))"
+            assert await page.evaluate(listed) == [json.loads(kept)["run"]]
