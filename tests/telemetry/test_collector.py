@@ -88,6 +88,8 @@ def stats() -> GatewayStats:
     stats.load_pull("metrics", "ok")
     stats.change("weight", "here")
     stats.webhook("delivered")
+    stats.handed_on("taken")
+    stats.asked("known", 2)
     service = stats.service("auditor")
     service.finished(True, Outcome.OK, 95.0, 0.34, 1.25)
     service.finished(False, Outcome.OK, 0.004, 0.0, 0.003)

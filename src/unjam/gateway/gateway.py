@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from unjam.gateway.upstream import Upstream
     from unjam.wire.http1 import RequestHead, ResponseHead
 
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
+#: What an id of a request is, other than one of ours.
+REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
 _TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})').findall
 
 
@@ -97,7 +98,7 @@ class Gateway:
         self.stats.requests_total += 1
         known = head.known
         request_id = known.get(b"x-request-id")
-        if request_id is None or _REQUEST_ID(request_id) is None:
+        if request_id is None or REQUEST_ID(request_id) is None:
             self._id_count += 1
             request_id = b"%b%08x" % (self._id_prefix, self._id_count)
         settings = self.settings

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from unjam.config.quality import Quality as Keys
 from unjam.core.model import FAILURES, Outcome
@@ -18,6 +18,7 @@ from unjam.evaluate.child import Spec
 from unjam.evaluate.frames import BAD, GOOD, Said
 from unjam.evaluate.panel import Job, Judges, Panel
 from unjam.evaluate.record import Record
+from unjam.gateway.elsewhere import Elsewhere, Vote
 from unjam.gateway.taps import Ends
 from unjam.runs.machine import COMPLETED
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from unjam.gateway.exchange import Exchange
     from unjam.gateway.gateway import Gateway
     from unjam.gateway.taps import Tap
+    from unjam.kept.others import Others
     from unjam.runs.model import Run
     from unjam.telemetry.metrics import ServiceStats
 
@@ -103,14 +105,6 @@ class Remembered:
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
-
-
-class Vote(NamedTuple):
-    """What became of a user's verdict. `changed`: it is the first, or another than before."""
-
-    service: str
-    version: str
-    changed: bool
 
 
 class ServiceWatch:
@@ -215,10 +209,11 @@ class _Teller:
 
 
 class Quality:
-    """One per gateway. `on`: some service has `quality`, or had it."""
+    """One per gateway. `on`: some service has `quality`, or had it. `others`: the gateways of the same state."""
 
-    def __init__(self, gateway: Gateway, rng: Random | None = None) -> None:
+    def __init__(self, gateway: Gateway, others: Others | None = None, rng: Random | None = None) -> None:
         self.on = False
+        self.elsewhere = Elsewhere(others, self.vote, gateway)
         self.judges = Judges()
         self.requests = Remembered()
         #: Those that were judged.
@@ -234,6 +229,8 @@ class Quality:
         self.judges.child.renew()
         keys = {name: service.quality for name, service in config.services.items() if service.quality is not None}
         self.on = self.on or bool(keys)
+        if self.on:
+            self.elsewhere.start()
         before, self._watches = self._watches, {}
         for name, service in self._gateway.balancer.services.items():
             wanted = keys.get(name)
@@ -259,6 +256,7 @@ class Quality:
         self._runs.expire(now)
 
     async def stop(self) -> None:
+        await self.elsewhere.stop()
         for watch in self._watches.values():
             if watch.panel is not None:
                 await watch.panel.close()
@@ -267,7 +265,7 @@ class Quality:
     # -- users' verdicts ----------------------------------------------------------------------------------------------
 
     def vote(self, tenant: str, request_id: bytes, bad: bool, reason: str) -> Vote | None:
-        """None: no such request of this tenant is remembered."""
+        """None: no such request of this tenant is remembered here; `elsewhere` may."""
         return self._vote(self.requests, (tenant, request_id), bad, reason)
 
     def vote_run(self, run: Run, version: Version, started: float, bad: bool, reason: str) -> Vote:

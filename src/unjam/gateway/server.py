@@ -94,9 +94,10 @@ class Server:
         self.members = Members(self.gateway, self._equip_joined, self._unequip)
         self.reports = Reports(self.gateway, self.members)
         self.durable: Durable | None = None
-        self.quality = Quality(self.gateway)
+        kept = make_kept(config.state.url)
+        self.quality = Quality(self.gateway, kept.others())
         self.webhooks = Webhooks(self.gateway.stats, self.gateway.log)
-        self.changes = Changes(self.gateway, config, make_kept(config.state.url), self.webhooks)
+        self.changes = Changes(self.gateway, config, kept, self.webhooks)
         self.rollouts = Rollouts(self.gateway, self.changes)
         self._ticker: asyncio.TimerHandle | None = None
         self._ticks = 0

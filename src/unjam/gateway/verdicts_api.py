@@ -1,15 +1,16 @@
 """`POST /v1/requests/{id}/verdict` and `POST /v1/runs/{id}/verdict`: what users and reviewers say of an answer.
 
 Of its own tenant's requests only; any other is answered like one that doesn't exist. The first is there as soon as a
-service has `quality`, the second where there are runs too.
+service has `quality`, at any gateway of one `state`; the second where there are runs too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 from unjam.gateway import runs_shapes as shapes
+from unjam.gateway.elsewhere import Unanswered, Vote
 from unjam.gateway.local import Answer, LocalExchange, Refused
 from unjam.gateway.runs_api import RunsApi, guarded
 from unjam.runs.machine import TERMINAL
@@ -17,7 +18,15 @@ from unjam.wire.verdict import verdict
 
 if TYPE_CHECKING:
     from unjam.gateway.paths import Paths
-    from unjam.gateway.quality import Quality, Vote
+    from unjam.gateway.quality import Quality
+
+#: Seconds until a verdict that nobody has answered is worth another try.
+AGAIN: Final = 2.0
+
+UNKNOWN: Final = (
+    "No request of this id is remembered: it was not one of yours, or too long ago, or has not ended, or the gateway "
+    "that served it is gone."
+)
 
 _asked = shapes.decoder(shapes.GiveVerdict)
 
@@ -37,10 +46,15 @@ class VerdictsApi:
     async def on_request(self, exchange: LocalExchange) -> Answer:
         bad, reason = _read(exchange)
         request_id = unquote_to_bytes(exchange.head.path.split("/")[3])
-        vote = self._quality.vote(exchange.tenant, request_id, bad, reason)
+        quality = self._quality
+        vote = quality.vote(exchange.tenant, request_id, bad, reason)
         if vote is None:
-            message = "No request of this id is remembered: it was not one of yours, or too long ago, or has not ended."
-            raise Refused(404, "unknown_request", message)
+            try:
+                vote = await quality.elsewhere.vote(exchange.tenant, request_id, bad, reason)
+            except Unanswered as error:
+                raise Refused(503, "verdict_unanswered", str(error), AGAIN) from None
+        if vote is None:
+            raise Refused(404, "unknown_request", UNKNOWN)
         return _voted(exchange, vote, bad)
 
     @guarded

@@ -11,9 +11,12 @@ Promises, of every method:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from unjam.kept.others import Others
 
 #: Changes that the log holds at least; older ones are forgotten some time. The last value of a key never is.
 LOGGED: Final = 10_000
@@ -76,6 +79,10 @@ class Kept(Protocol):
     async def since(self, n: int) -> list[Change]:
         """Those after `n`, oldest first, at most `MOST`. Where the log is not as long as `n` (the place lost data),
         all it has."""
+        ...
+
+    def others(self) -> Others | None:
+        """The other gateways of this state, not spoken to yet; to be closed before this. None where there are none."""
         ...
 
 

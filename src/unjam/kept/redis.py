@@ -2,7 +2,7 @@
 
 Three keys, with the prefix of the state's URL: `{kept}:n` counts, `{kept}:latest` is a hash of the last change of each
 key, `{kept}:log` a stream of them all. A write is one script. One whose reply was lost is sent again, marked so: it is
-not done twice.
+not done twice. Channels by which gateways ask each other are `redis_others`'.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as TooLate
 
 from unjam.kept.base import LOGGED, MOST, Change, KeptAway, KeptError, checked, decode, is_below
-from unjam.runs.store.redis_url import Place, parse
+from unjam.kept.others import Others
+from unjam.runs.store.redis_url import Address, Place, parse
 
 #: The connection is of no more use, or the server has gone elsewhere; and what no other connection would change.
 _LOST: Final = (Disconnected, TooLate, ReadOnlyError, BusyLoadingError, ClusterError, OSError)
@@ -70,10 +71,11 @@ class RedisKept:
     shared = True
 
     def __init__(self, url: str) -> None:
-        self._place = parse(url)
-        self._client: Client | None = None
+        self.place = parse(url)
+        self._client: _Used | None = None
         self._open = False
-        prefix = f"{self._place.prefix}{{kept}}"
+        #: What the names of channels begin with; of one slot, as the keys are.
+        self.channels = prefix = f"{self.place.prefix}{{kept}}"
         self._n, self._latest, self._log = f"{prefix}:n", f"{prefix}:latest", f"{prefix}:log"
         self._mark = f"{prefix}:put:"
 
@@ -83,9 +85,9 @@ class RedisKept:
 
     async def close(self) -> None:
         self._open = False
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        used, self._client = self._client, None
+        if used is not None:
+            await used.drop()
 
     async def put(self, *changes: Change) -> int:
         given: list[Any] = [LOGGED, KNOWN]
@@ -121,6 +123,21 @@ class RedisKept:
             return await self._range("-", "+", MOST)
         return rows
 
+    def others(self) -> Others:
+        from unjam.kept.redis_others import RedisOthers
+
+        return RedisOthers(self)
+
+    async def publish(self, channel: str, data: bytes) -> int:
+        """Returns how many have been told."""
+        verb = "SPUBLISH" if self.place.kind == "cluster" else "PUBLISH"
+        return int(await self._do(lambda client: client.execute_command(verb, channel, data)))
+
+    async def server(self, key: str) -> Address:
+        """Which one has the key, or the channel."""
+        host, port = await self._do(lambda client: _server(self.place, client, key))
+        return str(host), int(port)
+
     async def _range(self, start: str, end: str, count: int, newest: bool = False) -> list[Change]:
         call: Callable[[Client], Awaitable[Sequence[Any]]] = (
             (lambda client: client.xrevrange(self._log, start, end, count))
@@ -131,33 +148,57 @@ class RedisKept:
 
     async def _do(self, call: Callable[[Client], Awaitable[T]]) -> T:
         """Once more when the connection was lost, on another one: also after a failover, within the URL's patience."""
-        place, loop = self._place, asyncio.get_running_loop()
+        place, loop = self.place, asyncio.get_running_loop()
         until = loop.time() + place.patience
         while True:
+            used = None
             try:
                 async with asyncio.timeout_at(until):
                     if not self._open:
                         raise KeptAway(f"Redis at {place.shown()}: closed")
                     if self._client is None:
-                        self._client = _client(place)
-                    return await call(self._client)
+                        self._client = _Used(_client(place))
+                    used = self._client
+                    return await used.do(call)
             except (RedisError, OSError, TimeoutError) as error:
                 lost = isinstance(
                     error, Disconnected | TooLate | ReadOnlyError | BusyLoadingError | ClusterError | OSError
                 )
                 refused = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
                 if lost and not refused:
-                    await self._drop()
+                    if used is not None:
+                        if self._client is used:
+                            self._client = None
+                        await used.drop()
                     if loop.time() + 0.1 < until:
                         await asyncio.sleep(0.1)
                         continue
                 raise _in_words(error, place) from error
 
-    async def _drop(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
+
+class _Used:
+    """A client, which calls may share: one that is dropped is closed after the last of them, which may open a
+    connection until then."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._dropped = False
+        self._calls = 0
+
+    async def do(self, call: Callable[[Client], Awaitable[T]]) -> T:
+        self._calls += 1
+        try:
+            return await call(self.client)
+        finally:
+            self._calls -= 1
+            if self._dropped:
+                await self.drop()
+
+    async def drop(self) -> None:
+        self._dropped = True
+        if not self._calls:
             try:
-                await client.aclose()
+                await self.client.aclose()
             except (RedisError, OSError):
                 pass  # it is gone anyway
 
@@ -194,6 +235,15 @@ def _client(place: Place) -> Client:
     if not port:
         return Redis(unix_socket_path=host, **common)
     return Redis(host=host, port=port, **common)
+
+
+async def _server(place: Place, client: Client, key: str) -> tuple[Any, Any]:
+    if place.kind == "cluster":
+        node = (await client.initialize()).get_node_from_key(key)
+        return node.host, node.port
+    if place.kind == "sentinel":
+        return await client.connection_pool.get_master_address()  # type: ignore[no-any-return]
+    return place.addresses[0]
 
 
 class _OfSentinels:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from unjam.kept.base import LOGGED, MOST, Change, KeptAway, KeptError, checked, decode
+from unjam.kept.others import Others
 
 T = TypeVar("T")
 
@@ -84,6 +85,11 @@ class SqliteKept:
     async def since(self, n: int) -> list[Change]:
         sql = "SELECT change FROM log WHERE n > CASE WHEN ?1 > (SELECT coalesce(max(n), 0) FROM log) THEN 0 ELSE ?1 END"
         return await self._do(self._rows, f"{sql} ORDER BY n LIMIT {MOST}", (n,))
+
+    def others(self) -> Others:
+        from unjam.kept.unix_others import UnixOthers
+
+        return UnixOthers(self.path)
 
     # -- on the thread --------------------------------------------------------------------------------------------
 

@@ -143,6 +143,12 @@ class Collector(registry.Collector):
         yield from _gauge(
             "unjam_changes_kept", "1 while such changes can be kept.", (), [((), float(stats.changes_kept))]
         )
+        for name, help_, counted in (
+            ("unjam_verdicts_handed_on", "Verdicts asked of other gateways.", stats.verdicts_handed_on),
+            ("unjam_verdicts_asked", "Verdicts that other gateways asked about.", stats.verdicts_asked),
+        ):
+            rows: Rows = [((result,), n) for result, n in sorted(counted.items())]
+            yield from _counter(name, help_, ("result",), rows)
         webhooks: Rows = [((result,), n) for result, n in sorted(stats.webhooks.items())]
         yield from _counter("unjam_webhooks", "Events for webhooks, by result.", ("result",), webhooks)
         yield from _gauge("unjam_webhooks_waiting", "Events to be sent.", (), [((), stats.webhooks_waiting)])

@@ -174,7 +174,9 @@ class GatewayStats:
 
     `reports`: reports of load that came in, by what became of them; `load_pulls`: those that were asked for, by source
     and result. `changes`: of weights, breakers, drains and rollouts, by what and where they came from; `changes_kept`:
-    the last one could be kept. `webhooks`: events by what became of them; `webhooks_waiting`: those to be sent.
+    the last one could be kept. `verdicts_handed_on`: users' verdicts on requests that aren't remembered here, by what
+    the other gateways made of them; `verdicts_asked`: those that others asked about here. `webhooks`: events by what
+    became of them; `webhooks_waiting`: those to be sent.
 
     `requests_total` counts every request head read, refused or not; `rejects` those refused before they reached a
     service (malformed, over a limit, not allowed), by reason. `endpoints_discovered`: those there now that reporters
@@ -203,6 +205,8 @@ class GatewayStats:
         "upstream_connects",
         "upstream_discarded",
         "upstream_reuses",
+        "verdicts_asked",
+        "verdicts_handed_on",
         "webhooks",
         "webhooks_waiting",
     )
@@ -228,6 +232,8 @@ class GatewayStats:
         self.upstream_connects = 0
         self.upstream_discarded = 0
         self.upstream_reuses = 0
+        self.verdicts_asked: dict[str, int] = {}
+        self.verdicts_handed_on: dict[str, int] = {}
         self.webhooks: dict[str, int] = {}
         self.webhooks_waiting = 0
 
@@ -254,6 +260,16 @@ class GatewayStats:
     def change(self, kind: str, origin: str) -> None:
         """Count a change of weights, breakers, drains or rollouts: `kind`, and decided `here` or `elsewhere`."""
         self.changes[kind, origin] = self.changes.get((kind, origin), 0) + 1
+
+    def handed_on(self, result: str) -> None:
+        """Count a user's verdict that other gateways were to be asked about: `taken`, `unknown`, `unanswered` or
+        `refused`."""
+        count(self.verdicts_handed_on, result)
+
+    def asked(self, result: str, times: int = 1) -> None:
+        """Count verdicts that another gateway asked about: `known` and `unknown` here, or questions `dropped`."""
+        if times:
+            self.verdicts_asked[result] = self.verdicts_asked.get(result, 0) + times
 
     def webhook(self, result: str) -> None:
         """Count an event for a webhook: `delivered`, `failed` or `dropped`."""

@@ -12,14 +12,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError
 
-from unjam.runs.store.redis_link import Link
-from unjam.runs.store.redis_url import Address
+from unjam.runs.store.redis_url import Address, Place
 from unjam.runs.store.redis_wire import Wire
 
 Channels = list[str]
@@ -29,11 +28,26 @@ _PING, _SILENCE = 5.0, 12.0
 _CHUNK: Final = 500
 
 
+class Servers(Protocol):
+    """Who has which partition, as `redis_link.Link` knows it."""
+
+    place: Place
+    clustered: bool
+
+    def server(self, part: int) -> Address | None: ...
+
+    def servers(self) -> set[Address]: ...
+
+    def suspect(self, address: Address) -> None: ...
+
+    def tell(self, warning: str, always: bool = False) -> None: ...
+
+
 class Feed:
     """`on_message(channel, payload)`, `on_subscribed(channels)`: called on the loop. A channel is of its partition."""
 
     def __init__(
-        self, link: Link, on_message: Callable[[str, bytes], None], on_subscribed: Callable[[list[str]], None]
+        self, link: Servers, on_message: Callable[[str, bytes], None], on_subscribed: Callable[[list[str]], None]
     ) -> None:
         self.on_message = on_message
         self.on_subscribed = on_subscribed
