@@ -358,6 +358,33 @@ async def test_two_gateways_on_one_redis_do_the_same_within_two_seconds(tmp_path
 
 
 @in_loop
+async def test_a_trip_by_a_gateway_whose_clock_is_wrong_is_one_all_the_same(shared: Shared) -> None:
+    hour = 3600.0
+    async with running(text(SHARED)) as (gw, admin):
+        versions = gw.gateway.balancer.services["agent"].versions
+        for version, off in zip(versions, (-hour, hour), strict=True):
+            key = f"breaker/agent/{version.name}"
+            await shared.put(Change(key=key, before="closed", after="open", who="w", where="g", at=time.time() + off))
+            await until(lambda version=version: version.breaker.state == "open")  # type: ignore[misc]
+    # At a start there is nothing but clocks to tell.
+    async with running(text(SHARED)) as (_, admin):
+        assert (await admin.version("v8"))["breaker"]["state"] == "closed"
+
+
+@in_loop
+async def test_a_trip_that_could_not_be_told_is_not_told_when_it_is_over(shared: Shared) -> None:
+    brief = text(SHARED).replace("open: 60s", "open: 300ms")
+    async with running(brief) as (gw, admin), running(brief) as (other, _):
+        shared.away = True
+        await admin.post("/api/breaker", service="agent", version="v8", action="trip")
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].breaker.state == "ramping")
+        await admin.weigh(v7=1)
+        shared.away = False
+        await until(lambda: other.gateway.balancer.services["agent"].versions[0].weight == 1)
+        assert other.gateway.balancer.services["agent"].versions[1].breaker.trips == 0
+
+
+@in_loop
 async def test_a_trip_is_told_once_and_not_back(shared: Shared) -> None:
     receiver = await Agent().start()
     config = text(SHARED) + f"webhooks: '{receiver.url}'\n"

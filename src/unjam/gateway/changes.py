@@ -62,6 +62,8 @@ class Changes:
         self._writes = 0
         self._polling = False
         self._polled = 0.0
+        #: When all that others had changed was last known.
+        self._read = 0.0
         self._stopped = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._states: dict[Version, str] = {}
@@ -183,11 +185,24 @@ class Changes:
         elif self._has(service, version):
             found = self._version(service, version)
             if kind == "breaker" and (fresh or change.after == "open"):
-                # A trip of long ago is over: every gateway ramps up by itself.
-                if change.after != "open" or time.time() - change.at < found.breaker.spec.open:
+                if change.after != "open" or self._lately(change, fresh, found.breaker.spec.open):
                     self._turn(service, found, change.after == "open", f"{change.why or 'tripped'} ({change.where})")
             elif kind == "weight" and self._fits(change):
                 self._set_weights(service, {version: change.after["weight"]})
+
+    def _lately(self, change: Change, fresh: bool, within: float) -> bool:
+        """A trip of long ago is over: every gateway ramps up by itself. Clocks differ, so one that was not there when
+        we last looked has happened since."""
+        return (fresh and monotonic() - self._read < within) or abs(time.time() - change.at) < within
+
+    def _counts(self, change: Change) -> bool:
+        """Others would take it for news: not a trip that is over."""
+        kind, service, version = (*change.key.split("/"), "", "")[:3]
+        if kind != "breaker" or change.after != "open":
+            return True
+        return self._has(service, version) and self._lately(
+            change, False, self._version(service, version).breaker.spec.open
+        )
 
     def _fits(self, change: Change) -> bool:
         """The file says what it said when this weight was set."""
@@ -326,9 +341,11 @@ class Changes:
         try:
             async with asyncio.timeout(PATIENCE):
                 if not self._loaded:
+                    now = monotonic()
                     await self._kept.open()
                     self._put_in_force(await self._kept.current())
                     self._loaded = True
+                    self._read = now
                     self._settle()
                 else:
                     await self._catch_up()
@@ -343,7 +360,7 @@ class Changes:
             self._polling = False
 
     async def _catch_up(self) -> None:
-        writes = self._writes
+        writes, now = self._writes, monotonic()
         found = await self._kept.since(self._last)
         if self._writing or self._writes != writes:
             return  # a write of ours may be later than what was read: once more, in the next turn
@@ -358,10 +375,13 @@ class Changes:
         for change in found:
             self._take(change, fresh=True)
         self._last = self._highest = end
+        self._read = now
 
     def _repay(self) -> None:
         """The place is there: keep what could not be, as far as it is still what counts here."""
-        owed = [change for key, change in self._owed.items() if self._latest.get(key) is change]
+        owed = [
+            change for key, change in self._owed.items() if self._latest.get(key) is change and self._counts(change)
+        ]
         self._owed = {}
         if owed and not self._stopped:
             self._writing += 1
