@@ -408,3 +408,17 @@ async def test_a_socket_of_this_machine() -> None:
         finally:
             await store.close()
             server.kill()
+
+
+@in_loop
+async def test_a_list_reads_whole_only_what_it_shows(shared: Server, prefix: str) -> None:
+    async with Opened(shared.url(prefix=prefix)) as store:
+        await asyncio.gather(*(store.create(new_run(service="other")) for _ in range(1200)))
+        run, _ = await store.create(new_run())
+        await asyncio.gather(*(store.create(new_run(service="other")) for _ in range(1200)))
+        shared.ask("CONFIG", "RESETSTAT")
+        assert [found.id for found in await store.list(None, service="auditor")] == [run.id]
+        assert await store.list(None, service="auditor", status="running") == []
+        with shared.client() as client:
+            counts = client.info("commandstats")
+        assert counts["cmdstat_hgetall"]["calls"] == 1
