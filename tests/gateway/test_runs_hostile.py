@@ -11,6 +11,7 @@ import pytest
 
 from unjam.config import parse
 from unjam.gateway.respond_async import prefers
+from unjam.runs.model import age
 
 from .durable import SERVICES, Api, Source, runs_gateway
 from .harness import Agent, Call, Running, gateway, in_loop, until
@@ -244,3 +245,25 @@ async def test_a_socket_goes_by_the_services_of_its_key_as_they_are_now() -> Non
         assert (await client.ask("subscribe", run=lost))["code"] == "unknown_run"
         await client.send("cancel", run=kept)
         assert [(await client.recv())["op"] for _ in range(2)] == ["event", "done"]
+
+
+@in_loop
+async def test_a_key_for_some_services_is_given_whole_pages_of_their_runs() -> None:
+    """And none of the tenant's other runs by name, not even as the place to go on from."""
+    some = keys(some="auditor, third").removeprefix("keys:\n").replace("tenant: some", "tenant: all")
+    third = "  third:\n    runs: {execute: pull}\n    versions: {v1: {endpoints: ['http://127.0.0.1:9']}}\n"
+    async with runs_gateway(keys(all="") + some, services=SERVICES + third) as running:
+        api = await Api.connect(running, "key-of-all")
+        made = [await api.create(("other", "other", "auditor", "third")[number % 4]) for number in range(20)]
+        visible = sorted((run["id"] for run in made if run["service"] != "other"), key=age, reverse=True)
+        narrow = await Api.connect(running, "key-of-some")
+        pages, before = [], ""
+        while True:
+            status, page = await narrow.call("GET", f"/v1/runs?limit=4{before}")
+            assert status == 200
+            pages.append([run["id"] for run in page["runs"]])
+            if page["next"] is None:
+                break
+            assert page["next"] in visible
+            before = f"&before={page['next']}"
+        assert pages == [visible[:4], visible[4:8], visible[8:]]

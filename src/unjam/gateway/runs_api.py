@@ -20,7 +20,7 @@ from unjam.gateway.local import Answer, Handler, LocalExchange, Refused
 from unjam.gateway.runs_errors import missing, refused
 from unjam.gateway.runs_follow import LIMIT, NOTHING, SIZE, EventStream, Outcome, Poll, batch_answer, run_answer
 from unjam.runs.machine import TERMINAL
-from unjam.runs.model import NewRun, Run, partition_of
+from unjam.runs.model import NewRun, Run, age, partition_of
 from unjam.runs.store.base import Fenced, StoreError
 
 if TYPE_CHECKING:
@@ -219,13 +219,17 @@ class RunsApi:
         service = query.get("service")
         if service is not None:
             may_call(exchange, service)
+        caller = exchange.caller
+        services = [service] if service is not None or caller is None or not caller.services else caller.services
+        runs: list[Run] = []
         try:
-            runs = await self._store.list(exchange.tenant, service=service, status=status, before=before, limit=limit)
+            for each in services:
+                runs += await self._store.list(exchange.tenant, service=each, status=status, before=before, limit=limit)
         except ValueError:
             raise Refused(400, "bad_query", "before must be the id of a run.") from None
-        caller = exchange.caller
-        shown = [shapes.view(run) for run in runs if caller is None or caller.may_call(run.service)]
-        return shapes.json(shapes.RunList(shown, runs[-1].id if len(runs) == limit else None))
+        if len(services) > 1:
+            runs = sorted(runs, key=lambda run: age(run.id), reverse=True)[:limit]
+        return shapes.json(shapes.RunList([*map(shapes.view, runs)], runs[-1].id if len(runs) == limit else None))
 
     # -- act -------------------------------------------------------------------------------------------------------
 
