@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+import pytest
 
 from tests.gateway.durable import Api, runs_gateway
 from tests.gateway.harness import Agent, Call, Running, gateway, in_loop, until
+from unjam.client import AsyncClient, Client, NotAccepted
 
 SERVICES = """
 services:
@@ -122,3 +126,39 @@ async def test_pushed_runs_are_judged_by_their_agent_by_users_and_by_evaluators(
             assert stats.verdicts == {("agent", "bad"): 1, ("evaluators", "bad"): 1}
             assert (await vote(api, run, "bad"))[0] == 202
             assert version(gw).bad == 2
+
+
+@in_loop
+async def test_the_clients_say_what_a_result_was_worth() -> None:
+    async with runs_gateway(services=services()) as gw:
+        api = await Api.connect(gw)
+        run = await worked(api)
+        async with AsyncClient(f"http://127.0.0.1:{gw.port}") as client:
+            assert await client.verdict(run, "bad", "it is 43") == "v1"
+            assert await client.verdict(await client.get(run), "good") == "v1"
+            assert (version(gw).good, version(gw).bad) == (0, 1)
+            waits = await client.submit("auditor")
+            with pytest.raises(NotAccepted) as caught:
+                await client.verdict(waits, "bad")
+            assert (caught.value.status, caught.value.code) == (409, "run_not_ended")
+
+        def elsewhere() -> str:
+            with Client(f"http://127.0.0.1:{gw.port}") as client:
+                return client.verdict(run, "bad", reason="it is 43")
+
+        assert await asyncio.to_thread(elsewhere) == "v1"
+        assert gw.gateway.stats.service("auditor").verdicts == {("user", "bad"): 2, ("user", "good"): 1}
+
+
+@in_loop
+async def test_an_answers_verdict_fits_the_description_of_the_api() -> None:
+    agent = await Agent().start()
+    async with runs_gateway(services=services(agent=agent)) as gw:
+        api, wire = await Api.connect(gw), await gw.connect()
+        request_id = (await wire.get("/agents/auditor/x")).header("x-request-id")
+        taken = {"service": "auditor", "version": "v1", "verdict": "bad"}
+        path = f"/v1/requests/{request_id}/verdict"
+        assert await api.call("POST", path, {"verdict": "bad"}) == (202, taken)
+        assert await api.call("POST", path, {"verdict": "bad"}) == (200, taken)
+        assert (await api.call("POST", "/v1/requests/made-up/verdict", {"verdict": "bad"}))[0] == 404
+    await agent.stop()

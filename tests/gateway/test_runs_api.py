@@ -755,7 +755,7 @@ async def test_the_description_is_served_and_lists_every_path() -> None:
             (method, path)
             for path, methods in running.gateway.paths._local.items()
             for method in methods
-            if path.startswith(("/v1/runs", "/v1/workers"))
+            if path.startswith(("/v1/runs", "/v1/workers", "/v1/requests"))
         }
         assert served | {("GET", "/v1/ws")} == described
 

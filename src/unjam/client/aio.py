@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -52,6 +52,10 @@ class _Runs(msgspec.Struct):
 
 class _Sent(msgspec.Struct):
     n: int
+
+
+class _Taken(msgspec.Struct):
+    version: str
 
 
 class _Said(msgspec.Struct):
@@ -157,6 +161,12 @@ class AsyncClient:
         `Unavailable` has `uncertain` set."""
         body = msgspec.json.encode({"data": data})
         return _decode(await self._call("POST", f"{_path(run)}/input", body, (_JSON,), again=False), _Sent).n
+
+    async def verdict(self, run: str | Run, word: Literal["good", "bad"], reason: str = "") -> str:
+        """Say whether its result is good, once it has ended; what was said last counts. `reason`: up to 200 characters
+        are kept. The version that it counts for; `NotAccepted` with `not_judged` where the service takes none."""
+        body = msgspec.json.encode({"verdict": word, "reason": reason})
+        return _decode(await self._call("POST", f"{_path(run)}/verdict", body, (_JSON,)), _Taken).version
 
     async def follow(self, run: str | Run, *, after: int = -1) -> AsyncGenerator[Event, None]:
         """Every event with a number above `after`, once and in order, to the last one, over any number of connections

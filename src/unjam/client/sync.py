@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from unjam.client.aio import TRYING, AsyncClient
 from unjam.client.model import Event, Run
@@ -99,6 +99,10 @@ class Client:
     def send(self, run: str | Run, data: object) -> int:
         """See `AsyncClient.send`."""
         return self._wait(self._client.send(run, data))
+
+    def verdict(self, run: str | Run, word: Literal["good", "bad"], reason: str = "") -> str:
+        """See `AsyncClient.verdict`."""
+        return self._wait(self._client.verdict(run, word, reason))
 
     def follow(self, run: str | Run, *, after: int = -1) -> Iterator[Event]:
         """See `AsyncClient.follow`. Breaking off the loop over it closes the connection."""

@@ -80,6 +80,12 @@ _CALLS: Final[tuple[dict[str, Any], ...]] = (
         "errors": (400, 404, 409, 413, 415, 503),
     },
     {
+        "call": ("post", "/v1/requests/{id}/verdict", "judgeRequest", "Say whether an answer was good; 200: as before"),
+        "body": shapes.GiveVerdict,
+        "answers": {202: shapes.Taken, 200: shapes.Taken},
+        "errors": (400, 404, 413, 415, 503),
+    },
+    {
         "call": ("post", "/v1/workers/claim", "claimRun", "Take the oldest run of some services; 204: none waits"),
         "body": shapes.ClaimRun,
         "answers": {200: shapes.Claimed, 204: None},
@@ -125,14 +131,14 @@ _MEANING: Final = {
     204: "Nothing, for now.",
     400: "The request does not fit.",
     403: "Not with this API key.",
-    404: "There is no such run or service, or it is another tenant's.",
+    404: "There is no such run, request or service, or it is another tenant's.",
     409: "The run has another owner, has ended, or has not ended yet.",
     410: "Not kept any more.",
     413: "Too large.",
     415: "Not JSON.",
     422: "The idempotency key was used for another request.",
     429: "The queue is full, or the run was sent as much as it takes.",
-    503: "The store is away, or the gateway is stopping.",
+    503: "The store is away, the gateway is stopping, or not all gateways have answered.",
 }
 
 
