@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unjam.core.model import Outcome
-from unjam.telemetry.accesslog import BATCH, REFUSED, AccessLog, Record
+from unjam.telemetry.accesslog import BATCH, REFUSED, AccessLog, Entry, Record
 from unjam.telemetry.metrics import GatewayStats
 
 NOW = 1_790_000_000.1239
@@ -44,7 +44,7 @@ def write(log: AccessLog, **changes: Any) -> None:
         "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
     }
     entry.update(changes)
-    log.write(*entry.values())
+    log.write(Entry(**entry))
 
 
 def lines(path: Path) -> list[bytes]:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from unjam.gateway import respond
 from unjam.gateway.states import ENDED, LOCAL
 from unjam.gateway.timers import NEVER
-from unjam.telemetry.accesslog import REFUSED
+from unjam.telemetry.accesslog import REFUSED, Entry
 from unjam.wire import sse
 
 if TYPE_CHECKING:
@@ -505,24 +505,20 @@ class LocalExchange:
         gateway = self.client.gateway
         trace = head.known.get(b"traceparent")
         gateway.access_log.write(
-            self.request_id.decode("ascii"),
-            gateway.settings.trusted.client(self.client.peer, head),
-            self.tenant or None,
-            head.method,
-            head.path,
-            self.service,
-            None,
-            None,
-            None,
-            self.status,
-            outcome,
-            self.reason or None,
-            self.bytes_in,
-            self.bytes_out,
-            0.0,
-            None,
-            self.first_byte - self.arrived if self.first_byte else None,
-            monotonic() - self.arrived,
-            0,
-            trace[3:35].decode("latin-1") if trace is not None else None,
+            Entry(
+                self.request_id.decode("ascii"),
+                gateway.settings.trusted.client(self.client.peer, head),
+                self.tenant or None,
+                head.method,
+                head.path,
+                self.status,
+                outcome,
+                self.reason or None,
+                self.service,
+                trace[3:35].decode("latin-1") if trace is not None else None,
+                self.bytes_in,
+                self.bytes_out,
+                self.first_byte - self.arrived if self.first_byte else None,
+                monotonic() - self.arrived,
+            )
         )

@@ -1,6 +1,6 @@
 """The access log: one line per request, JSON for machines or a readable line for a person at a terminal.
 
-`write` only appends a tuple; encoding happens in `flush`, which the gateway calls every 100 ms (and `write` itself at
+`write` only keeps the entry; encoding happens in `flush`, which the gateway calls every 100 ms (and `write` itself at
 `BATCH` records). Together about 2 µs per request. A line is lost only when its reader stalls or the disk is full, and
 then it is counted (`sink.Sink`). Every value that a client can choose is escaped in both styles, and the query is not
 logged.
@@ -12,9 +12,10 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from unjam.telemetry.escape import MAX_CHARS, printable
 from unjam.telemetry.metrics import GatewayStats
@@ -60,29 +61,36 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     trace_id: str | None
 
 
-_Entry = tuple[
-    float,
-    str,
-    str,
-    str | None,
-    str,
-    str,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    int,
-    str,
-    str | None,
-    int,
-    int,
-    float,
-    float | None,
-    float | None,
-    float,
-    int,
-    str | None,
-]
+class Entry(msgspec.Struct, gc=False):
+    """What is logged of one request at its end.
+
+    `path`: without the query. `outcome`: a `core.model.Outcome`, or `REFUSED`. `status` 499: the client left.
+    `first_byte`, `duration`: seconds from arrival, None when there was none; `estimate`, `queued`: seconds. `at`: wall
+    time, set by `AccessLog.write`.
+    """
+
+    request_id: str
+    client: str
+    tenant: str | None
+    method: str
+    path: str
+    status: int
+    outcome: str
+    reason: str | None = None
+    service: str | None = None
+    trace_id: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    first_byte: float | None = None
+    duration: float = 0.0
+    # Of those that were offered to the balancer.
+    version: str | None = None
+    endpoint: str | None = None
+    lane: str | None = None
+    estimate: float | None = None
+    queued: float = 0.0
+    retries: int = 0
+    at: float = 0.0
 
 
 class AccessLog:
@@ -117,13 +125,13 @@ class AccessLog:
         self.enabled = to != "off"
         self._stats = stats
         self._clock = clock
-        self._batch: list[_Entry] = []
+        self._batch: list[Entry] = []
         self._encoder = msgspec.json.Encoder()
         self._second = -1
         self._stamp = ""
         self._sink: Sink | None = None
         self._colours = False
-        self._encode: Callable[[list[_Entry]], bytes] = self._as_json
+        self._encode: Callable[[list[Entry]], bytes] = self._as_json
         if not self.enabled:
             return
         fd = _STANDARD.get(to)
@@ -134,60 +142,11 @@ class AccessLog:
             # https://no-color.org
             self._colours = tty and not os.environ.get("NO_COLOR")
 
-    def write(
-        self,
-        request_id: str,
-        client: str,
-        tenant: str | None,
-        method: str,
-        path: str,
-        service: str | None,
-        version: str | None,
-        endpoint: str | None,
-        lane: str | None,
-        status: int,
-        outcome: str,
-        reason: str | None,
-        bytes_in: int,
-        bytes_out: int,
-        queued: float,
-        estimate: float | None,
-        first_byte: float | None,
-        duration: float,
-        retries: int,
-        trace_id: str | None,
-    ) -> None:
-        """Log one request at its end. Positional on purpose: keywords cost a microsecond.
-
-        `queued`, `estimate`, `first_byte`, `duration`: seconds (the last two from arrival; None when there was none).
-        `path`: without the query. `outcome`: a `core.model.Outcome`, or `REFUSED`. `status` 499: the client left.
-        """
+    def write(self, entry: Entry) -> None:
+        """Log one request."""
+        entry.at = self._clock()
         batch = self._batch
-        batch.append(
-            (
-                self._clock(),
-                request_id,
-                client,
-                tenant,
-                method,
-                path,
-                service,
-                version,
-                endpoint,
-                lane,
-                status,
-                outcome,
-                reason,
-                bytes_in,
-                bytes_out,
-                queued,
-                estimate,
-                first_byte,
-                duration,
-                retries,
-                trace_id,
-            )
-        )
+        batch.append(entry)
         if len(batch) >= BATCH:
             self.flush()
 
@@ -232,121 +191,78 @@ class AccessLog:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         return self._stamp + _MILLIS[int((at - second) * 1000)]
 
-    def _as_json(self, batch: list[_Entry]) -> bytes:
+    def _as_json(self, batch: list[Entry]) -> bytes:
         try:
-            data = self._encoder.encode_lines([self._record(*entry) for entry in batch])
+            data = self._encoder.encode_lines([self._record(entry) for entry in batch])
         except UnicodeEncodeError:
             # A lone surrogate somewhere: not text, but still a request that has to be seen.
-            data = self._encoder.encode_lines([self._record(*_clean(entry)) for entry in batch])
+            data = self._encoder.encode_lines([self._record(_clean(entry)) for entry in batch])
         # msgspec escapes what JSON requires: quotes and C0 controls. DEL, C1 controls and bidirectional marks would
         # pass. Looking at the whole batch once is cheaper than at four strings of each record.
         if not data.isascii() or b"\x7f" in data:
             data = _NOT_PLAIN.sub(_json_escape, data.decode()).encode("ascii")
         return data
 
-    def _record(
-        self,
-        at: float,
-        request_id: str,
-        client: str,
-        tenant: str | None,
-        method: str,
-        path: str,
-        service: str | None,
-        version: str | None,
-        endpoint: str | None,
-        lane: str | None,
-        status: int,
-        outcome: str,
-        reason: str | None,
-        bytes_in: int,
-        bytes_out: int,
-        queued: float,
-        estimate: float | None,
-        first_byte: float | None,
-        duration: float,
-        retries: int,
-        trace_id: str | None,
-    ) -> Record:
+    def _record(self, entry: Entry) -> Record:
+        at, request_id, path = entry.at, entry.request_id, entry.path
+        queued, estimate, first_byte = entry.queued, entry.estimate, entry.first_byte
         second = int(at)
         return Record(
             (self._stamp + _MILLIS[int((at - second) * 1000)]) if second == self._second else self._time(at),
             request_id if len(request_id) <= MAX_ID else request_id[:MAX_ID] + "…",
-            client,
-            tenant,
-            method,
+            entry.client,
+            entry.tenant,
+            entry.method,
             path if len(path) <= MAX_CHARS else path[:MAX_CHARS] + "…",
-            service,
-            version,
-            endpoint,
-            lane,
-            status,
-            outcome,
-            reason,
-            bytes_in,
-            bytes_out,
+            entry.service,
+            entry.version,
+            entry.endpoint,
+            entry.lane,
+            entry.status,
+            entry.outcome,
+            entry.reason,
+            entry.bytes_in,
+            entry.bytes_out,
             int(queued * 1e4) / 10 if queued else 0.0,
             None if estimate is None else int(estimate * 1e3) / 1000,
             None if first_byte is None else int(first_byte * 1e4) / 10,
-            int(duration * 1e4) / 10,
-            retries,
-            trace_id,
+            int(entry.duration * 1e4) / 10,
+            entry.retries,
+            entry.trace_id,
         )
 
-    def _as_console(self, batch: list[_Entry]) -> bytes:
+    def _as_console(self, batch: list[Entry]) -> bytes:
         return "".join([self._line(entry) for entry in batch]).encode("utf-8", "replace")
 
-    def _line(self, entry: _Entry) -> str:
+    def _line(self, entry: Entry) -> str:
         """`10:31:07.123 200 ok POST /agents/auditor auditor/v7 http://10.0.0.1:9000 heavy 1.2 s (queued 340 ms) …`"""
-        (
-            at,
-            request_id,
-            client,
-            tenant,
-            method,
-            path,
-            service,
-            version,
-            endpoint,
-            lane,
-            status,
-            outcome,
-            reason,
-            _in,
-            out,
-            queued,
-            estimate,
-            _first,
-            duration,
-            retries,
-            _trace,
-        ) = entry
         paint = _paint if self._colours else _plain
+        status = entry.status
         colour = _GREEN if status < 400 else _YELLOW if status < 500 else _RED
         words = [
-            paint(_DIM, self._time(at)[11:-1]),
-            paint(colour, f"{status} {reason or outcome}"),
-            f"{printable(method)} {printable(path, 200)}",
+            paint(_DIM, self._time(entry.at)[11:-1]),
+            paint(colour, f"{status} {entry.reason or entry.outcome}"),
+            f"{printable(entry.method)} {printable(entry.path, 200)}",
         ]
-        if service is not None:
-            words.append(paint(_CYAN, f"{service}/{version}" if version else service))
-        if endpoint is not None:
-            words.append(endpoint)
-        if lane is not None:
-            words.append(lane)
-        words.append(_human(duration))
+        if entry.service is not None:
+            words.append(paint(_CYAN, f"{entry.service}/{entry.version}" if entry.version else entry.service))
+        if entry.endpoint is not None:
+            words.append(entry.endpoint)
+        if entry.lane is not None:
+            words.append(entry.lane)
+        words.append(_human(entry.duration))
         notes = []
-        if estimate is not None:
-            notes.append(f"expected {_human(estimate)}")
-        if queued >= 0.001:
-            notes.append(f"queued {_human(queued)}")
-        if retries:
-            notes.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
-        if tenant:
-            notes.append(printable(tenant, 64))
-        notes.append(f"{out} B")
-        notes.append(printable(client, 64))
-        notes.append(printable(request_id, 64))
+        if entry.estimate is not None:
+            notes.append(f"expected {_human(entry.estimate)}")
+        if entry.queued >= 0.001:
+            notes.append(f"queued {_human(entry.queued)}")
+        if entry.retries:
+            notes.append(f"{entry.retries} {'retry' if entry.retries == 1 else 'retries'}")
+        if entry.tenant:
+            notes.append(printable(entry.tenant, 64))
+        notes.append(f"{entry.bytes_out} B")
+        notes.append(printable(entry.client, 64))
+        notes.append(printable(entry.request_id, 64))
         words.append(paint(_DIM, ", ".join(notes)))
         return "  ".join(words) + "\n"
 
@@ -365,8 +281,8 @@ def _json_escape(found: re.Match[str]) -> str:
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
-def _clean(entry: _Entry) -> _Entry:
-    return cast("_Entry", tuple(printable(value) if isinstance(value, str) else value for value in entry))
+def _clean(entry: Entry) -> Entry:
+    return replace(entry, **{name: printable(v) for name, v in asdict(entry).items() if isinstance(v, str)})
 
 
 _DIM, _RED, _GREEN, _YELLOW, _CYAN = "2", "31", "32", "33", "36"
