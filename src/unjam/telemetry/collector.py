@@ -3,57 +3,30 @@
 Names start with `unjam_`; docs/observability.md says what each means. Label values come from the configuration and from
 our own tables (services, versions, endpoints, regions, reasons, outcomes), never from a request.
 
-A fleet of 10,000 endpoints has some 70,000 samples. They are produced in pieces, so that `render_slowly` can give the
-event loop back between two of them, and written out here: prometheus_client's own writer takes ten times as long, and
-its objects are made only for those who register the collector with one of its registries.
+prometheus_client's objects are made only for those who register the collector with one of its registries; everybody
+else has the page written by `exposition`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import registry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 
 from unjam import __version__
+from unjam.core import breaker, promotion
 from unjam.telemetry import endpoints as read
-from unjam.telemetry.metrics import GatewayStats, Histogram, LaneStats, ServiceStats, max_fds, open_fds
+from unjam.telemetry.exposition import PIECE, Page, Piece, Rows, by_label, counter, gauge, histogram
+from unjam.telemetry.metrics import GatewayStats, Histogram, LaneStats, ServiceStats
+from unjam.telemetry.process import max_fds, open_fds, resident_bytes
 from unjam.telemetry.runs import RunsStats
 
-#: Samples rendered in one go: about a millisecond.
-PIECE = 200
-
 LANES = ((False, "fast"), (True, "heavy"))
-BREAKER_STATES = ("closed", "open", "ramping")
-
-#: Label values, in the order of the family's label names, and the value.
-Row = tuple[tuple[str, ...], float]
-Rows = Iterable[Row]
-
-
-class Piece:
-    """Some samples of one family. `labels`: names; `rows`: (suffix, (label values, value)), the suffix `_total`,
-    `_bucket`, `_sum`, `_count` or empty. A bucket has one value more than there are names: its `le`."""
-
-    __slots__ = ("documentation", "kind", "labels", "name", "rows")
-
-    def __init__(
-        self, name: str, documentation: str, kind: str, labels: tuple[str, ...], rows: list[tuple[str, Row]]
-    ) -> None:
-        self.name = name
-        self.documentation = documentation
-        self.kind = kind
-        self.labels = labels
-        self.rows = rows
 
 
 class Collector(registry.Collector):
@@ -91,18 +64,18 @@ class Collector(registry.Collector):
 
     def _process(self) -> Iterator[Piece]:
         build = (__version__, platform.python_version(), platform.python_implementation())
-        yield from _gauge(
+        yield from gauge(
             "unjam_build_info",
             "Always 1; the labels say what runs.",
             ("version", "python", "implementation"),
             [(build, 1)],
         )
-        yield from _counter("unjam_cpu_seconds", "CPU time of this process, seconds.", (), [((), time.process_time())])
+        yield from counter("unjam_cpu_seconds", "CPU time of this process, seconds.", (), [((), time.process_time())])
         if (resident := resident_bytes()) is not None:
-            yield from _gauge("unjam_resident_bytes", "Memory of this process, bytes.", (), [((), resident)])
+            yield from gauge("unjam_resident_bytes", "Memory of this process, bytes.", (), [((), resident)])
         if (fds := open_fds()) is not None:
-            yield from _gauge("unjam_open_fds", "File descriptors in use.", (), [((), fds)])
-        yield from _gauge("unjam_max_fds", "File descriptors allowed (soft limit).", (), [((), max_fds())])
+            yield from gauge("unjam_open_fds", "File descriptors in use.", (), [((), fds)])
+        yield from gauge("unjam_max_fds", "File descriptors allowed (soft limit).", (), [((), max_fds())])
 
     def _gateway(self) -> Iterator[Piece]:
         stats = self._stats
@@ -112,7 +85,7 @@ class Collector(registry.Collector):
             ("unjam_tunnels", "WebSocket tunnels open now.", stats.tunnels_open),
             ("unjam_endpoints_discovered", "Endpoints that reporters added.", stats.endpoints_discovered),
         ):
-            yield from _gauge(name, help_, (), [((), value)])
+            yield from gauge(name, help_, (), [((), value)])
         for name, help_, value in (
             ("unjam_connections_accepted", "Client connections accepted.", stats.connections_total),
             ("unjam_connections_refused", "Client connections refused over the cap.", stats.connections_refused),
@@ -123,41 +96,41 @@ class Collector(registry.Collector):
             ("unjam_upstream_discarded", "Endpoint connections not fit for reuse.", stats.upstream_discarded),
             ("unjam_log_dropped", "Access-log lines lost to a full disk or stalled reader.", stats.log_dropped),
         ):
-            yield from _counter(name, help_, (), [((), value)])
+            yield from counter(name, help_, (), [((), value)])
         reloads: Rows = [(("ok",), stats.reloads_ok), (("failed",), stats.reloads_failed)]
-        yield from _counter("unjam_reloads", "Configuration reloads.", ("result",), reloads)
-        reports: Rows = [((result,), n) for result, n in sorted(stats.reports.items())]
-        yield from _counter("unjam_reports", "Reports of load that came in, by result.", ("result",), reports)
-        yield from _counter(
+        yield from counter("unjam_reloads", "Configuration reloads.", ("result",), reloads)
+        yield from counter(
+            "unjam_reports", "Reports of load that came in, by result.", ("result",), by_label(stats.reports)
+        )
+        yield from counter(
             "unjam_load_pulls",
             "Questions for an endpoint's load, by source and result.",
             ("source", "result"),
             sorted(stats.load_pulls.items()),
         )
-        yield from _counter(
+        yield from counter(
             "unjam_changes",
             "Weights, breakers, drains and rollouts changed, by what and where it was decided.",
             ("kind", "origin"),
             sorted(stats.changes.items()),
         )
-        yield from _gauge(
+        yield from gauge(
             "unjam_changes_kept", "1 while such changes can be kept.", (), [((), float(stats.changes_kept))]
         )
         for name, help_, counted in (
             ("unjam_verdicts_handed_on", "Verdicts asked of other gateways.", stats.verdicts_handed_on),
             ("unjam_verdicts_asked", "Verdicts that other gateways asked about.", stats.verdicts_asked),
         ):
-            rows: Rows = [((result,), n) for result, n in sorted(counted.items())]
-            yield from _counter(name, help_, ("result",), rows)
-        webhooks: Rows = [((result,), n) for result, n in sorted(stats.webhooks.items())]
-        yield from _counter("unjam_webhooks", "Events for webhooks, by result.", ("result",), webhooks)
-        yield from _gauge("unjam_webhooks_waiting", "Events to be sent.", (), [((), stats.webhooks_waiting)])
-        rejects: Rows = [((reason,), n) for reason, n in sorted(stats.rejects.items())]
-        yield from _counter("unjam_rejects", "Requests refused before they met a service.", ("reason",), rejects)
+            yield from counter(name, help_, ("result",), by_label(counted))
+        yield from counter("unjam_webhooks", "Events for webhooks, by result.", ("result",), by_label(stats.webhooks))
+        yield from gauge("unjam_webhooks_waiting", "Events to be sent.", (), [((), stats.webhooks_waiting)])
+        yield from counter(
+            "unjam_rejects", "Requests refused before they met a service.", ("reason",), by_label(stats.rejects)
+        )
 
     def _services(self) -> Iterator[Piece]:
         services = sorted(self._stats.services.values(), key=lambda service: service.name)
-        yield from _counter(
+        yield from counter(
             "unjam_requests",
             "Leases ended, by outcome.",
             ("service", "lane", "outcome"),
@@ -168,26 +141,26 @@ class Collector(registry.Collector):
                 for outcome, n in service.lane(heavy).outcomes.items()
             ),
         )
-        yield from _histogram("unjam_request_seconds", "Arrival to end.", services, lambda lane: lane.latency)
-        yield from _histogram("unjam_queue_seconds", "Wait in the gateway.", services, lambda lane: lane.queued)
-        yield from _histogram(
-            "unjam_first_byte_seconds", "Arrival to first byte.", services, lambda lane: lane.first_byte
-        )
+        for name, help_, pick in _PER_LANE:
+            series = (
+                ((service.name, lane), pick(service.lane(heavy))) for service in services for heavy, lane in LANES
+            )
+            yield from histogram(name, help_, ("service", "lane"), series)
         for name, help_, count in _PER_SERVICE:
-            yield from _counter(name, help_, ("service",), [((service.name,), count(service)) for service in services])
-        yield from _counter(
+            yield from counter(name, help_, ("service",), [((service.name,), count(service)) for service in services])
+        yield from counter(
             "unjam_sheds",
             "Requests refused by their service.",
             ("service", "reason"),
             (((service.name, reason), n) for service in services for reason, n in sorted(service.sheds.items())),
         )
-        yield from _counter(
+        yield from counter(
             "unjam_verdicts",
             "Judgements of answers.",
             ("service", "source", "verdict"),
             (((service.name, *said), n) for service in services for said, n in sorted(service.verdicts.items())),
         )
-        yield from _counter(
+        yield from counter(
             "unjam_evaluations",
             "Looks of evaluators at answers.",
             ("service", "evaluator", "result"),
@@ -197,9 +170,9 @@ class Collector(registry.Collector):
     def _balancer(self) -> Iterator[Piece]:
         snapshot = self._snapshot
         if "leases" in snapshot:
-            yield from _gauge("unjam_leases", "Requests running on endpoints.", (), [((), snapshot["leases"])])
+            yield from gauge("unjam_leases", "Requests running on endpoints.", (), [((), snapshot["leases"])])
         services: Mapping[str, Any] = snapshot.get("services", {})
-        yield from _gauge(
+        yield from gauge(
             "unjam_queue_length",
             "Requests waiting in the gateway.",
             ("service", "lane"),
@@ -210,7 +183,7 @@ class Collector(registry.Collector):
                 if lane in service.get("queue", {})
             ),
         )
-        yield from _counter(
+        yield from counter(
             "unjam_promotions",
             "Fast requests that outlived the lane's boundary.",
             ("service",),
@@ -222,36 +195,36 @@ class Collector(registry.Collector):
             for released, version in service.get("versions", {}).items()
         ]
         labels = ("service", "version")
-        yield from _gauge(
+        yield from gauge(
             "unjam_version_weight",
             "Configured weight.",
             labels,
             (((name, released), version["weight"]) for name, released, version in versions if "weight" in version),
         )
-        yield from _gauge(
+        yield from gauge(
             "unjam_version_share",
             "Share of the service's traffic it gets by weights and breakers, 0 to 1.",
             labels,
             (((name, released), version["share"]) for name, released, version in versions if "share" in version),
         )
         rollouts = [(name, service["rollout"]) for name, service in services.items() if "rollout" in service]
-        yield from _gauge(
+        yield from gauge(
             "unjam_rollout_share",
             "Share of the traffic that a rollout wants its new version to have, 0 to 1.",
             ("service", "version"),
             (((name, rollout["version"]), rollout["share"]) for name, rollout in rollouts),
         )
-        yield from _gauge(
+        yield from gauge(
             "unjam_rollout_state",
             "1 for the state the rollout is in, 0 for the others.",
             ("service", "version", "state"),
             (
                 ((name, rollout["version"], state), rollout["state"] == state)
                 for name, rollout in rollouts
-                for state in ("running", "paused", "promoted", "rolled_back")
+                for state in promotion.STATES
             ),
         )
-        yield from _gauge(
+        yield from gauge(
             "unjam_breaker_state",
             "1 for the state the breaker is in, 0 for the others.",
             (*labels, "state"),
@@ -259,10 +232,10 @@ class Collector(registry.Collector):
                 ((name, released, state), version["breaker"]["state"] == state)
                 for name, released, version in versions
                 if "breaker" in version
-                for state in BREAKER_STATES
+                for state in breaker.STATES
             ),
         )
-        yield from _gauge(
+        yield from gauge(
             "unjam_breaker_share",
             "Share of its weight the version may get, 0 to 1.",
             labels,
@@ -278,14 +251,14 @@ class Collector(registry.Collector):
             for endpoint in version.get("endpoints", ())
         ]
         for metric, help_, key in _PER_ENDPOINT:
-            yield from _gauge(
+            yield from gauge(
                 metric,
                 help_,
                 (*labels, "endpoint"),
                 ((where, endpoint[key]) for where, endpoint in endpoints if endpoint.get(key) is not None),
             )
         yield from self._reports([(where, endpoint) for where, endpoint in endpoints if endpoint.get("load")])
-        yield from _gauge(
+        yield from gauge(
             "unjam_region_headroom",
             "Share of the region's quota that is left, 0 to 1.",
             ("region",),
@@ -299,7 +272,7 @@ class Collector(registry.Collector):
     def _reports(self, endpoints: list[tuple[tuple[str, str, str], Mapping[str, Any]]]) -> Iterator[Piece]:
         """Of endpoints that report, or did."""
         labels = ("service", "version", "endpoint")
-        yield from _gauge(
+        yield from gauge(
             "unjam_endpoint_other_cpu",
             "Share of its CPU that others than our requests use, as it counts now, 0 to 1.",
             labels,
@@ -310,7 +283,7 @@ class Collector(registry.Collector):
             ),
         )
         for metric, help_, key in _PER_REPORT:
-            yield from _gauge(
+            yield from gauge(
                 metric,
                 help_,
                 labels,
@@ -320,7 +293,7 @@ class Collector(registry.Collector):
                     if (value := read.number(read.figure(endpoint, key))) is not None
                 ),
             )
-        yield from _gauge(
+        yield from gauge(
             "unjam_endpoint_heavy_memory_bytes",
             "The most that one heavy request of the version was seen to need, bytes.",
             labels,
@@ -330,19 +303,25 @@ class Collector(registry.Collector):
                 if (value := read.number(endpoint["load"].get("heavy_memory"))) is not None
             ),
         )
-        yield from _gauge(
+        yield from gauge(
             "unjam_endpoint_report_age_seconds",
             "Since the source last measured, seconds.",
             (*labels, "source"),
             (((*where, source.name), source.age) for where, endpoint in endpoints for source in read.sources(endpoint)),
         )
-        yield from _counter(
+        yield from counter(
             "unjam_endpoint_reports",
             "Reports of load, by what was made of them.",
             (*labels, "result"),
             (((*where, result), n) for where, endpoint in endpoints for result, n in read.tally(endpoint).items()),
         )
 
+
+_PER_LANE: tuple[tuple[str, str, Callable[[LaneStats], Histogram]], ...] = (
+    ("unjam_request_seconds", "Arrival to end. Seconds.", lambda lane: lane.latency),
+    ("unjam_queue_seconds", "Wait in the gateway. Seconds.", lambda lane: lane.queued),
+    ("unjam_first_byte_seconds", "Arrival to first byte. Seconds.", lambda lane: lane.first_byte),
+)
 
 _PER_SERVICE: tuple[tuple[str, str, Callable[[ServiceStats], int]], ...] = (
     ("unjam_request_bytes", "Request body bytes from clients.", lambda s: s.bytes_in),
@@ -372,95 +351,40 @@ _PER_REPORT = (
 )
 
 
-def _pieces(
-    name: str, documentation: str, kind: str, labels: tuple[str, ...], rows: Iterator[tuple[str, Row]]
-) -> Iterator[Piece]:
-    part = list(islice(rows, PIECE))
-    yield Piece(name, documentation, kind, labels, part)
-    while part := list(islice(rows, PIECE)):
-        yield Piece(name, documentation, kind, labels, part)
-
-
-def _unique(suffix: str, rows: Rows) -> Iterator[tuple[str, Row]]:
-    seen: set[tuple[str, ...]] = set()
-    for row in rows:
-        # One series twice and Prometheus refuses the whole page.
-        if row[0] not in seen:
-            seen.add(row[0])
-            yield suffix, row
-
-
-def _gauge(name: str, documentation: str, labels: tuple[str, ...], rows: Rows) -> Iterator[Piece]:
-    return _pieces(name, documentation, "gauge", labels, _unique("", rows))
-
-
-def _counter(name: str, documentation: str, labels: tuple[str, ...], rows: Rows) -> Iterator[Piece]:
-    return _pieces(name, documentation, "counter", labels, _unique("_total", rows))
-
-
-def _histogram(
-    name: str, documentation: str, services: list[ServiceStats], pick: Callable[[LaneStats], Histogram]
-) -> Iterator[Piece]:
-    rows = (
-        row
-        for service in services
-        for heavy, lane in LANES
-        for row in _histogram_rows((service.name, lane), pick(service.lane(heavy)))
-    )
-    return _pieces(name, documentation + " Seconds.", "histogram", ("service", "lane"), rows)
-
-
-def _histogram_rows(labels: tuple[str, ...], histogram: Histogram) -> Iterator[tuple[str, Row]]:
-    # Copied, so that the buckets agree with each other although requests end between two pieces.
-    counts = list(histogram.counts)
-    total = histogram.sum
-    seen = 0
-    for bound, n in zip(histogram.bounds, counts, strict=False):
-        seen += n
-        yield "_bucket", ((*labels, repr(bound)), seen)
-    seen += counts[-1]
-    yield "_bucket", ((*labels, "+Inf"), seen)
-    yield "_count", (labels, seen)
-    yield "_sum", (labels, total)
-
-
 def _durable(runs: RunsStats) -> Iterator[Piece]:
     """Durable runs: counted here, except for the gauges of the queues, which are of the whole store."""
     service = ("service",)
-    created = [((name,), n) for name, n in sorted(runs.created.items())]
-    yield from _counter("unjam_runs_created", "Runs recorded by this gateway.", service, created)
-    yield from _counter(
+    yield from counter("unjam_runs_created", "Runs recorded by this gateway.", service, by_label(runs.created))
+    yield from counter(
         "unjam_runs_ended", "Runs ended by this gateway.", ("service", "status"), sorted(runs.ended.items())
     )
-    yield from _counter(
+    yield from counter(
         "unjam_runs_swept",
         "Runs whose lease or deadline had passed, by what became of them.",
         ("service", "status"),
         sorted(runs.swept.items()),
     )
-    yield from _counter(
+    yield from counter(
         "unjam_runs_claims_refused",
         "Claims of workers that were given nothing, whatever waited, by reason.",
         ("service", "reason"),
         sorted(runs.claims_refused.items()),
     )
-    yield from _counter(
+    yield from counter(
         "unjam_runs_store_errors",
         "Calls that the store refused or failed at.",
         ("code",),
-        [((code,), n) for code, n in sorted(runs.errors.items())],
+        by_label(runs.errors),
     )
-    yield from _counter(
+    yield from counter(
         "unjam_runs_sockets_closed",
         "WebSocket clients that were closed for what they did or for want of room, by close code; 0: no pong.",
         ("code",),
         [((str(code),), n) for code, n in sorted(runs.sockets_closed.items())],
     )
     depth = sorted(runs.depth.items())
-    yield from _gauge("unjam_runs_queued", "Runs that wait, in the store.", service, [((s,), q) for s, (q, _) in depth])
-    yield from _gauge(
-        "unjam_runs_running", "Runs under way, in the store.", service, [((s,), r) for s, (_, r) in depth]
-    )
+    yield from gauge("unjam_runs_queued", "Runs that wait, in the store.", service, [((s,), q) for s, (q, _) in depth])
+    yield from gauge("unjam_runs_running", "Runs under way, in the store.", service, [((s,), r) for s, (_, r) in depth])
     for name, help_, value in (
         ("unjam_runs_followers", "Clients that follow a run here.", runs.followers),
         ("unjam_runs_followed", "Runs that are followed here.", runs.followed),
@@ -468,60 +392,12 @@ def _durable(runs: RunsStats) -> Iterator[Piece]:
         ("unjam_runs_sockets", "WebSocket clients held here.", runs.sockets),
         ("unjam_runs_store_up", "1 while the store answers.", 0 if runs.away else 1),
     ):
-        yield from _gauge(name, help_, (), [((), value)])
-
-
-class _Page:
-    """Writes pieces one after the other in the text format, or OpenMetrics 1.0, which differs in the names of counters
-    and an end mark."""
-
-    def __init__(self, accept: str) -> None:
-        self._openmetrics = "application/openmetrics-text" in accept
-        self._last = ""
-        self._parts: list[str] = []
-        self._escaped: dict[str, str] = {}
-
-    @property
-    def content_type(self) -> str:
-        return OPENMETRICS if self._openmetrics else CONTENT_TYPE_PLAIN_0_0_4
-
-    def add(self, piece: Piece) -> None:
-        name = piece.name
-        if name != self._last:
-            self._last = name
-            shown = name + "_total" if piece.kind == "counter" and not self._openmetrics else name
-            self._parts.append(f"# HELP {shown} {piece.documentation}\n# TYPE {shown} {piece.kind}\n")
-        escaped = self._escaped
-        lines = []
-        for suffix, (values, value) in piece.rows:
-            names = (*piece.labels, "le") if suffix == "_bucket" else piece.labels
-            words = []
-            for label, text in zip(names, values, strict=True):
-                quoted = escaped.get(text)
-                if quoted is None:
-                    quoted = escaped[text] = _quote(text)
-                words.append(label + quoted)
-            number = str(int(value)) if isinstance(value, int) else _float(value)
-            lines.append(f"{name}{suffix}{{{','.join(words)}}} {number}\n" if words else f"{name}{suffix} {number}\n")
-        self._parts.append("".join(lines))
-
-    def body(self) -> bytes:
-        return ("".join(self._parts) + ("# EOF\n" if self._openmetrics else "")).encode("utf-8", "replace")
-
-
-def _quote(text: str) -> str:
-    return '="' + text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') + '"'
-
-
-def _float(value: float) -> str:
-    if math.isfinite(value):
-        return repr(float(value))
-    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+        yield from gauge(name, help_, (), [((), value)])
 
 
 def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
     """The page and its content type: OpenMetrics 1.0 when `accept` asks for it, else the Prometheus text format."""
-    page = _Page(accept)
+    page = Page(accept)
     for piece in collector.pieces():
         page.add(piece)
     return page.body(), page.content_type
@@ -529,7 +405,7 @@ def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
 
 async def render_slowly(collector: Collector, accept: str = "") -> tuple[bytes, str]:
     """As `render`, giving way to other work about once a millisecond."""
-    page = _Page(accept)
+    page = Page(accept)
     done = 0
     for piece in collector.pieces():
         page.add(piece)
@@ -538,21 +414,3 @@ async def render_slowly(collector: Collector, accept: str = "") -> tuple[bytes, 
             done = 0
             await asyncio.sleep(0)
     return page.body(), page.content_type
-
-
-def resident_bytes() -> int | None:
-    """Resident memory of this process; None where the system does not tell cheaply."""
-    if sys.platform != "linux":
-        return None
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-_PAGE_BYTES = 4096
-if sys.platform == "linux":
-    from resource import getpagesize
-
-    _PAGE_BYTES = getpagesize()

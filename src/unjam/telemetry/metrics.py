@@ -6,8 +6,6 @@ One event loop writes them; `collector.Collector` reads them at scrape. Duration
 
 from __future__ import annotations
 
-import os
-import resource
 from bisect import bisect_left
 from itertools import pairwise
 
@@ -288,28 +286,3 @@ def count(counter: dict[str, int], reason: str) -> None:
         counter[reason] = 1
     else:
         counter[OTHER] = counter.get(OTHER, 0) + 1
-
-
-def open_fds() -> int | None:
-    """File descriptors this process holds; None where the system does not tell.
-
-    Linux 6.2 and newer give the number as the size of `/proc/self/fd`, at once. Elsewhere the folder is listed, about
-    1 µs per descriptor: not for the hot path.
-    """
-    try:
-        if size := os.stat("/proc/self/fd").st_size:
-            return size
-    except OSError:
-        pass
-    for path in ("/proc/self/fd", "/dev/fd"):
-        try:
-            # One of those listed is the descriptor of the listing itself.
-            return max(0, len(os.listdir(path)) - 1)
-        except OSError:
-            continue
-    return None
-
-
-def max_fds() -> int:
-    """The soft limit on file descriptors."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
