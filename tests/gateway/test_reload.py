@@ -11,7 +11,7 @@ import pytest
 from benchmarks.common.procs import free_port
 
 from unjam.config import parse
-from unjam.gateway import server as server_module
+from unjam.gateway import listeners
 
 from .harness import Agent, Call, Running, Wire, gateway, in_loop, until
 from .test_process import certificate
@@ -215,7 +215,7 @@ async def test_a_gateway_that_drains_opens_nothing_more() -> None:
 async def test_an_idle_tls_client_that_does_not_read_does_not_hold_up_a_drain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "TLS_FAREWELL", 0.2, raising=False)
+    monkeypatch.setattr(listeners, "TLS_FAREWELL", 0.2)
     pair = certificate(tmp_path, "gateway")
     agent = await Agent().start()
     file = File(agent.url, listen=tls_listen("127.0.0.1:0", pair))

@@ -12,9 +12,7 @@ import asyncio
 import gc
 import os
 import signal
-import socket
 import ssl
-import sys
 from collections.abc import Callable
 from random import Random
 from time import monotonic
@@ -27,20 +25,18 @@ from unjam.admin.app import create_app
 from unjam.admin.auth import hosts_for
 from unjam.admin.server import AdminServer
 from unjam.config import Config, ConfigError
-from unjam.config.schema import Listen
 from unjam.core.endpoint import Endpoint
 from unjam.core.spec import ServiceSpec
 from unjam.gateway import descriptors, features, openapi
 from unjam.gateway.changes import Changes
-from unjam.gateway.client import ClientConnection
 from unjam.gateway.control import Control
 from unjam.gateway.durable import Durable
 from unjam.gateway.gateway import Gateway
-from unjam.gateway.listeners import REPORTERS, Listener, clear, server_tls, unix_socket, wanted_by
+from unjam.gateway.listeners import Listeners, server_tls, unix_socket
 from unjam.gateway.members import Members
 from unjam.gateway.news import News
 from unjam.gateway.quality import Quality
-from unjam.gateway.reports import ReportConnection, Reports
+from unjam.gateway.reports import Reports
 from unjam.gateway.respond_async import RespondAsync
 from unjam.gateway.responses import Responses
 from unjam.gateway.rollouts import Rollouts
@@ -58,15 +54,6 @@ from unjam.kept import make as make_kept
 from unjam.runs.store.base import Store, StoreError
 from unjam.telemetry import logs
 from unjam.telemetry.accesslog import AccessLog
-
-BACKLOG = 4096
-
-#: Seconds that a TLS client has to answer our farewell: one that keeps its connection without reading must not hold up
-#: a drain.
-TLS_FAREWELL = 2.0
-
-#: The path of a Unix socket is ours to remove: when a listener is replaced on the same socket the path has to stay.
-_KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Server:
@@ -86,13 +73,14 @@ class Server:
         self._rng = Random(seed)
         self.gateway = Gateway(self.loop, Settings.of(config), Random(seed))
         self.config = config
-        self.listeners: dict[str, Listener] = {}
         self.admin: AdminServer | None = None
         self._upstreams: dict[Any, Upstream] = {}
         self._watches: dict[Any, list[Watch[Any]]] = {}
         self._contexts: dict[tuple[bool, str | None], ssl.SSLContext] = {}
         self.members = Members(self.gateway, self._equip_joined, self._unequip)
         self.reports = Reports(self.gateway, self.members)
+        self._listening = Listeners(self.gateway, self.reports)
+        self.listeners = self._listening.open
         self.durable: Durable | None = None
         kept = make_kept(config.state.url)
         self.quality = Quality(self.gateway, kept.others())
@@ -119,7 +107,7 @@ class Server:
         await self.changes.start()
         if self.config.runs is not None:
             await self._start_runs(self.config)
-        self._swap(self.config, await self._listen(self.config))
+        self._listening.swap(self.config, await self._listening.prepare(self.config))
         if self.config.admin is not None:
             admin = self.config.admin
             app = create_app(
@@ -161,99 +149,6 @@ class Server:
             style=log.format,  # type: ignore[arg-type]
             on_trouble=logs.trouble("access_log"),
         )
-
-    async def _listen(self, config: Config) -> dict[str, Listener]:
-        """What `config` asks for and is not listened on like that, made ready beside what is in force. Raises OSError,
-        ssl.SSLError; then nothing is left of it."""
-        wanted = wanted_by(config)
-        contexts = {
-            address: server_tls(listen.cert, listen.key)
-            for address, listen in wanted.items()
-            if listen.cert is not None
-        }
-        ready: dict[str, Listener] = {}
-        try:
-            for address, listen in wanted.items():
-                if address not in self.listeners:
-                    reporters = address.startswith(REPORTERS)
-                    ready[address] = await self._bind(listen, contexts.get(address), reporters)
-            # Then those that exist: the same socket, so that nothing has to be free and no client is turned away.
-            for address, listen in wanted.items():
-                current = self.listeners.get(address)
-                tls = contexts.get(address)
-                if current is not None and (current.tls is not None or tls is not None):
-                    ready[address] = await self._bind_again(current, listen, tls)
-        except BaseException:
-            self._discard(ready)
-            raise
-        return ready
-
-    def _discard(self, ready: dict[str, Listener]) -> None:
-        """Close what was made ready in vain."""
-        for address, listener in ready.items():
-            listener.close(unlink=address not in self.listeners)
-
-    def _swap(self, config: Config, ready: dict[str, Listener]) -> None:
-        """Put in force what `_listen` made ready; close what it replaces and what is gone."""
-        wanted = wanted_by(config)
-        for address in [address for address in self.listeners if address not in wanted]:
-            self.listeners.pop(address).close()
-        for address, listener in ready.items():
-            replaced = self.listeners.get(address)
-            if replaced is not None:
-                replaced.close(unlink=False)
-            self.listeners[address] = listener
-            if replaced is None or (replaced.tls is None) != (listener.tls is None):
-                told: dict[str, Any] = {"address": str(listener.spec.address), "port": listener.port}
-                if listener.reporters:
-                    told["what"] = "reports"
-                self.gateway.log.info("listening", **told, tls=listener.tls is not None)
-
-    async def _bind(self, listen: Listen, tls: ssl.SSLContext | None, reporters: bool) -> Listener:
-        """Listen where nothing of ours does."""
-        accept, options = self._accepting(tls, reporters)
-        if listen.path is not None:
-            await clear(listen.path)
-            server = await self.loop.create_unix_server(accept, listen.path, **options, **_KEEP_PATH)
-            return Listener(listen, [server], tls, 0, reporters)
-        server = await self.loop.create_server(accept, listen.host, listen.port, **options)
-        return Listener(listen, [server], tls, int(server.sockets[0].getsockname()[1]), reporters)
-
-    async def _bind_again(self, current: Listener, listen: Listen, tls: ssl.SSLContext | None) -> Listener:
-        """Listen on the very sockets of `current`, with other TLS. A context of its own even for a renewed certificate:
-        one that has loaded two of different kinds serves either."""
-        accept, options = self._accepting(tls, current.reporters)
-        again = Listener(listen, [], tls, current.port, current.reporters)
-        try:
-            for server in current.servers:
-                for bound in server.sockets:
-                    shared = socket.fromfd(bound.fileno(), bound.family, bound.type)
-                    if listen.path is not None:
-                        created = await self.loop.create_unix_server(accept, sock=shared, **options, **_KEEP_PATH)
-                    else:
-                        created = await self.loop.create_server(accept, sock=shared, **options)
-                    again.servers.append(created)
-        except BaseException:
-            again.close(unlink=False)
-            raise
-        return again
-
-    def _accepting(
-        self, tls: ssl.SSLContext | None, reporters: bool
-    ) -> tuple[Callable[[], asyncio.Protocol], dict[str, Any]]:
-        """What the loop is to do with connections, and how."""
-        gateway = self.gateway
-        secure = tls is not None
-
-        def accept() -> asyncio.Protocol:
-            return ReportConnection(self.reports) if reporters else ClientConnection(gateway, secure)
-
-        options: dict[str, Any] = {"backlog": BACKLOG}
-        if secure:
-            options.update(
-                ssl=tls, ssl_handshake_timeout=gateway.settings.header_timeout, ssl_shutdown_timeout=TLS_FAREWELL
-            )
-        return accept, options
 
     # -- configuration ---------------------------------------------------------------------------------------------
 
@@ -356,15 +251,15 @@ class Server:
             if config.access_log != before.access_log:
                 access_log = self._open_access_log(config)
             contexts = _endpoint_contexts(config)  # what can't be put in force is refused before anything is changed
-            ready = await self._listen(config)
+            ready = await self._listening.prepare(config)
             try:
                 if gateway.draining:
                     raise ValueError("the gateway is stopping")
                 self._apply(config, contexts)
             except BaseException:
-                self._discard(ready)
+                self._listening.discard(ready)
                 raise
-            self._swap(config, ready)
+            self._listening.swap(config, ready)
         except ConfigError as error:
             problems = list(error.lines())
         except (OSError, ssl.SSLError, ValueError) as error:
@@ -424,8 +319,7 @@ class Server:
         if gateway.draining:
             return
         gateway.draining = True
-        for listener in self.listeners.values():
-            listener.close()
+        self._listening.close()
         deadline = monotonic() + gateway.settings.drain_timeout
         gateway.log.info("draining", connections=self._connected(), leases=gateway.balancer.leases)
         self.reports.close()
@@ -450,8 +344,7 @@ class Server:
         """Close everything at once."""
         gateway = self.gateway
         gateway.draining = True
-        for listener in self.listeners.values():
-            listener.close()
+        self._listening.close()
         for client in list(gateway.clients):
             client.transport.abort()
         self.reports.abort()
