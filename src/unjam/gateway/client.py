@@ -7,15 +7,13 @@ bounded by pausing the socket. Anything malformed is answered once and nothing a
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from unjam.gateway import limits, respond
+from unjam.gateway import closing, limits, respond
 from unjam.gateway.exchange import Exchange
-from unjam.gateway.states import INSPECTING
-from unjam.gateway.timers import NEVER, TICK
+from unjam.gateway.states import AHEAD, BODY, CHUNKS, CLOSED, DISCARDING, GONE, HEADS, INSPECTING, TUNNEL
+from unjam.gateway.timers import NEVER
 from unjam.wire import sse
 from unjam.wire.errors import Malformed
 from unjam.wire.http1 import ChunkedReader, RequestHead, RequestReader
@@ -28,13 +26,6 @@ WRITE_HIGH = 65536
 
 #: Bytes a client may send ahead of its answer before its socket is paused.
 INBOX = 65536
-
-#: Bytes of an unread request body that are read and thrown away to keep a connection; seconds a closing one lingers.
-DISCARD = 262144
-LINGER = 2.0
-
-#: What the next bytes from the client are.
-HEADS, BODY, CHUNKS, AHEAD, TUNNEL, DISCARDING, CLOSED, GONE = range(8)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -277,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
                     self._reject(error)
                 else:  # its request was answered long ago: a second answer would be taken for the next request's
                     self.gateway.rejected(error.reason, self.peer)
-                    self._close(True)
+                    closing.close(self, True)
                 return
             done = chunks.done
             if done:
@@ -293,7 +284,7 @@ class ClientConnection(asyncio.Protocol):
         if done:
             self._after_answer(True)
         elif self.discard_left < 0:
-            self._close(True)
+            closing.close(self, True)
 
     def inspect(self, exchange: Exchange, done: bool) -> None:
         """A service that reads bodies before it routes: go on when the body is whole, or too long to look at."""
@@ -330,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
                     extra=b"sec-websocket-version: 13\r\n" if error.status == 426 else b"",
                 )
             )
-        self._close(True)
+        closing.close(self, True)
 
     # -- unread bodies, closing ------------------------------------------------------------------------------------
 
@@ -338,17 +329,19 @@ class ClientConnection(asyncio.Protocol):
         """Whether the rest of a request's body is short enough to be read and thrown away to keep the connection. A
         client that waits for 100 may never send it, so what comes next can't be told apart."""
         return (
-            self.keep_alive and not head.expect_continue and (head.chunked or (head.length or 0) - received <= DISCARD)
+            self.keep_alive
+            and not head.expect_continue
+            and (head.chunked or (head.length or 0) - received <= closing.DISCARD)
         )
 
     def _after_answer(self, body_done: bool) -> None:
         """The answer is written; go on with the next request, or close."""
         if self.cut:
-            self._close_cut()
+            closing.cut(self)
         elif not self.keep_alive:
-            self._close(not body_done)
+            closing.close(self, not body_done)
         elif not body_done:
-            self.discard_left = DISCARD  # `_body` throws away what belongs to no exchange
+            self.discard_left = closing.DISCARD  # `_body` throws away what belongs to no exchange
             self.resume_reading()
             self.last_read = monotonic()
             self.look(self.last_read + self.gateway.settings.body_timeout)
@@ -369,46 +362,6 @@ class ClientConnection(asyncio.Protocol):
                     due = self.last_read + self.gateway.settings.keepalive
                     if due < self.due:
                         self.gateway.wheel.at(self, due)
-
-    def _close(self, unread: bool) -> None:
-        """Close after what is written has been flushed. With unread input, half-close and read on for a moment: an
-        immediate close would reset the connection and destroy the answer on its way (RFC 9112 §9.6)."""
-        if self.mode >= CLOSED:
-            return
-        if unread and not self.transport.is_closing():
-            self.mode = DISCARDING
-            self.discard_left = DISCARD
-            self.resume_reading()
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-            self._gone_by(LINGER)
-        else:
-            self.mode = CLOSED
-            self.transport.close()
-            self._gone_by(self.gateway.settings.stall_timeout)
-
-    def _gone_by(self, seconds: float) -> None:
-        """What is written may take this long to be read; then the connection is aborted."""
-        self.close_by = monotonic() + seconds
-        self.look(self.close_by)
-
-    def _close_cut(self) -> None:
-        """End so that the client can tell: flush what was relayed, then close. A chunked body lacks its last chunk and
-        one with a length is short; one that ends with the connection (HTTP/1.0) ends with a reset, and under TLS
-        without the close_notify of a clean end."""
-        self.mode = CLOSED
-        if self.framed:
-            self.transport.close()
-            self._gone_by(self.gateway.settings.stall_timeout)
-            return
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if self.secure:
-            self._gone_by(TICK)  # a moment for what is written, then an abort
-        else:
-            self.transport.close()
-            self._gone_by(self.gateway.settings.stall_timeout)
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -453,7 +406,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             due = self.last_read + settings.keepalive
         if now >= due:
-            self._close(False)
+            closing.close(self, False)
             return self.due
         return due
 
@@ -463,7 +416,7 @@ class ClientConnection(asyncio.Protocol):
         """The gateway is stopping: close when idle, else after the answer under way."""
         self.keep_alive = False
         if self.exchange is None and self.mode == HEADS and not self.head_since:
-            self._close(False)
+            closing.close(self, False)
 
     def hand_over(self) -> bytes:
         """Give up the connection of the request under way to another protocol, which from now on accounts for it (its

@@ -1,4 +1,4 @@
-"""Where an exchange is. The arrows, each taken by one method of `Exchange`:
+"""Where an exchange is, and its client's connection. The arrows, each taken by one method of `Exchange`:
 
 INSPECTING → QUEUED → CONNECTING → WAITING → RELAYING → ENDED
                                       │ ╲
@@ -31,6 +31,11 @@ LOCAL: Final = 7
 REFUSING: Final = 8
 
 NAMES: Final = ("inspecting", "queued", "connecting", "waiting", "relaying", "tunnelling", "ended", "local", "refusing")
+
+
+#: What the next bytes from a client are (`ClientConnection.mode`): a head; a body, by its length or in chunks; ahead of
+#: their turn, while a request is under way; a tunnel's; thrown away, as we are closing; closed; the connection is gone.
+HEADS, BODY, CHUNKS, AHEAD, TUNNEL, DISCARDING, CLOSED, GONE = range(8)
 
 
 class Unwanted(Exception):
