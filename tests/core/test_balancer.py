@@ -422,3 +422,24 @@ def test_sessions_come_back_to_a_version_that_ramps_as_its_share_allows_and_move
     # Who moved stays, also when all is well again.
     made.reset("s", "b", 13.0)
     assert {name: meets(name, 13.0) for name in before} == met
+
+
+def test_a_trip_by_hand_outlasts_an_outage() -> None:
+    two = tuple(VersionSpec(name, (EndpointSpec(f"http://{name}"),)) for name in ("a", "b"))
+    made = balancer(service(versions=two, breaker=BreakerSpec(open=60.0)))
+    (endpoint,) = fleet(made, version=1)
+    breaker = endpoint.pool.version.breaker
+    made.set_health(endpoint, False, 1.0)
+    made.set_health(endpoint, True, 2.0)
+    assert breaker.state == "closed"
+    made.set_health(endpoint, False, 3.0)
+    made.trip("s", "b", 4.0)
+    made.set_health(endpoint, True, 5.0)
+    assert (breaker.state, breaker.why) == ("open", "by hand")
+    assert {lease(made.offer(request(made.services["s"]), 6.0)).version.name for _ in range(4)} == {"a"}
+    # And one more outage changes nothing.
+    made.set_health(endpoint, False, 7.0)
+    made.set_health(endpoint, True, 8.0)
+    assert breaker.state == "open"
+    made.tick(64.5)
+    assert breaker.state == "ramping"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from math import comb, isclose
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -129,6 +130,20 @@ def test_the_tail_is_that_of_the_definition(hits: int, calls: int, other: int, o
         calls + others, total
     )
     assert isclose(worse(hits, calls, other, others), exact, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def test_millions_of_calls_are_compared_in_no_time() -> None:
+    """The gateway waits for it."""
+    calls = 10_000_000
+
+    def spent() -> float:
+        begun = thread_time()
+        assert 0.4 < worse(200_000, calls, 200_000, calls) < 0.6
+        assert worse(203_000, calls, 200_000, calls) < ALPHA
+        assert worse(0, calls, 200_000, calls) == 1.0
+        return thread_time() - begun
+
+    assert min(spent() for _ in range(5)) < 0.05
 
 
 def test_it_goes_on_after_a_restart_with_what_it_had_held() -> None:

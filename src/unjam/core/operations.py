@@ -95,6 +95,10 @@ class Operations:
     def trip(self, service: str, version: str, now: float) -> None:
         """Open the breaker by hand. Raises KeyError for an unknown service or version."""
         found = self._version(service, version)
+        if found.down:
+            # It stays open from now on, whatever becomes of its endpoints.
+            found.down = False
+            found.outages -= 1
         found.breaker.trip(now, "by hand")
         found.evict = True
         found.service.reweigh(now)

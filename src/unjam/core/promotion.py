@@ -75,12 +75,28 @@ def worse(hits: int, calls: int, other_hits: int, other_calls: int) -> float:
     if not calls or not other_calls:
         return 1.0
     total = hits + other_hits
-    whole = _log_choose(calls + other_calls, total)
-    tail = sum(
-        exp(_log_choose(calls, k) + _log_choose(other_calls, total - k) - whole)
-        for k in range(max(hits, total - other_calls), min(total, calls) + 1)
-    )
-    return min(1.0, tail)
+    least, most = max(0, total - other_calls), min(total, calls)
+    if hits <= least:
+        return 1.0
+    # Away from the mean, where the terms fall off, and no further than they count: the gateway waits meanwhile.
+    if hits > total * calls / (calls + other_calls):
+        return min(1.0, _sum(calls, other_calls, total, hits, most))
+    return max(0.0, 1.0 - _sum(calls, other_calls, total, hits - 1, least))
+
+
+def _sum(calls: int, others: int, total: int, start: int, end: int) -> float:
+    """Of the chances of `start` to `end` hits among `calls`, of `total` among both sides."""
+    term = exp(_log_choose(calls, start) + _log_choose(others, total - start) - _log_choose(calls + others, total))
+    found, k = term, start
+    while k != end and term > found * 1e-17:
+        if end > start:
+            term *= (calls - k) * (total - k) / ((k + 1) * (others - total + k + 1))
+            k += 1
+        else:
+            term *= k * (others - total + k) / ((calls - k + 1) * (total - k + 1))
+            k -= 1
+        found += term
+    return found
 
 
 def _log_choose(n: int, k: int) -> float:
