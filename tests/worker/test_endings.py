@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,49 @@ async def test_a_thread_that_cancels_itself_fails() -> None:
     run = await create(store)
     async with serving(worker):
         assert (await ended(store, run)).status == "failed"
+
+
+@in_loop
+async def test_a_worker_without_a_thread_for_a_run_hands_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def full(thread: threading.Thread) -> None:
+        if thread.name.startswith("run_") and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    store = MemoryStore()
+    worker = Worker(store, service="auditor")
+
+    @worker.run
+    def audit(run: PlainRun) -> int:
+        return run.attempt
+
+    run = await create(store)
+    async with serving(worker):
+        assert (await ended(store, run)).attempt == 1
+    assert refused == [run]
+    assert await store.result(run) == b"1"
+
+
+@in_loop
+async def test_a_fault_in_a_claim_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(MemoryStore):
+        claims = 0
+
+        async def claim(self, *arguments: Any, **more: Any) -> Any:
+            self.claims += 1
+            if self.claims == 1:
+                raise RuntimeError("planted")
+            return await super().claim(*arguments, **more)
+
+    store = Faulty()
+    worker = Worker(store, service="auditor")
+    worker.run(coroutine)
+    run = await create(store, "well")
+    async with serving(worker):
+        assert (await ended(store, run)).status == "completed"
+    assert "planted" in caplog.text

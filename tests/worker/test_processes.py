@@ -195,6 +195,39 @@ async def test_a_function_that_does_not_stop_does_not_hold_the_end_of_the_proces
         assert (found.status, found.attempt) == ("queued", 0)
 
 
+BREAKS = """
+import os
+from unjam.worker import Worker
+
+worker = Worker("http://127.0.0.1:1", service="auditor", processes=True)
+
+@worker.run
+def pages(run):
+    if run.input == "crash":
+        os._exit(3)
+    return run.attempt
+"""
+
+
+@in_loop
+async def test_a_worker_that_cannot_begin_a_run_hands_it_back_and_lets_others_have_it(tmp_path: Path) -> None:
+    """A module that is changed under a worker: of new processes none finds the function."""
+    (tmp_path / "pages.py").write_text(BREAKS)
+    store = MemoryStore()
+    async with api(store) as server, worker(tmp_path, server.url) as first:
+        await first.says("works for auditor")
+        (tmp_path / "pages.py").write_text("import none_such")
+        await create(store, "crash")
+        await first.says("lost: its process ended: 3;")
+        run = await create(store)
+        await first.says(rf"{run} auditor attempt 1: not begun \(its process ended: 1, .*: handed back")
+        found = await store.get(run)
+        assert (found.status, found.attempt) == ("queued", 0)
+        (tmp_path / "pages.py").write_text(BREAKS)
+        assert (await ended(store, run)).status == "completed"
+        assert await result_of(store, run) == 1
+
+
 @in_loop
 async def test_a_second_signal_hands_back_at_once(tmp_path: Path) -> None:
     (tmp_path / "pages.py").write_text(PAGES.replace("grace=10", "grace=1000"))

@@ -21,6 +21,7 @@ from unjam.worker.session import (
     RunStopped,
     Session,
     Stopped,
+    Unbegun,
     encode,
     new_event,
     returned,
@@ -159,7 +160,10 @@ def in_thread(function: Callable[[PlainRun], object]) -> Call:
 
         stopped = asyncio.create_task(session.stopped.wait())
         try:
-            threading.Thread(target=work, name=session.job.run, daemon=True).start()
+            try:
+                threading.Thread(target=work, name=session.job.run, daemon=True).start()
+            except RuntimeError as error:
+                return Unbegun(f"no thread can be started: {error}")
             await asyncio.wait((done, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 port.stopped.set()

@@ -8,6 +8,7 @@ their pipe.
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import pickle
@@ -22,10 +23,13 @@ from typing import Any, Final
 from unjam.runs.model import NewEvent
 from unjam.worker.link import Job
 from unjam.worker.plain import PlainRun, perform
-from unjam.worker.session import LINGER, Died, Outcome, RunStopped, Session, Stopped
+from unjam.worker.session import LINGER, Died, Outcome, RunStopped, Session, Stopped, Unbegun
 
-#: Seconds that an idle process has to end.
+#: Seconds that an idle process has to end; and one that has closed its pipe, to say with which exit code.
 FAREWELL: Final = 2.0
+ENDING: Final = 0.5
+
+log = logging.getLogger("unjam.worker")
 
 Function = Callable[[PlainRun], object]
 
@@ -154,6 +158,7 @@ class _Child:
             while True:
                 self._tell(self._heard, self._pipe.recv())
         except Exception:  # noqa: BLE001 - its end, or something that no process of ours says
+            self._process.join(ENDING)
             self._process.kill()
         self._process.join()
         self._to_say.put(None)
@@ -192,6 +197,9 @@ class _Child:
                 answer = await session.inputs(what)
         except RunStopped as error:
             self.say("stopped", str(error))
+        except Exception as error:  # whoever asked waits for an answer
+            log.exception(f"{session.job.run}: {verb} failed")
+            self.say("stopped", f"a fault: {type(error).__name__}")
         else:
             self.say("answer", answer)
 
@@ -199,7 +207,9 @@ class _Child:
         self.alive = False
         self._pipe.close()
         code = self._process.exitcode or 0
-        self._settle(Died(f"its process was ended by signal {-code}" if code < 0 else f"its process ended: {code}"))
+        why = f"its process was ended by signal {-code}" if code < 0 else f"its process ended: {code}"
+        # It says that it is ready before it looks for a run.
+        self._settle(Died(why) if self.ready.is_set() else Unbegun(f"{why}, before it had found the function"))
         self.gone.set()
         self.ready.set()
 
@@ -231,7 +241,10 @@ class Processes:
 
     async def call(self, session: Session) -> Outcome:
         """A `Call`."""
-        child = await self._take()
+        try:
+            child = await self._take()
+        except OSError as error:
+            return Unbegun(f"no process can be started: {error}")
         stopped = asyncio.create_task(session.stopped.wait())
         draining = asyncio.create_task(session.draining.wait())
 

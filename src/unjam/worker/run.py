@@ -27,7 +27,7 @@ from unjam.worker.session import (
 #: Seconds between two looks for inputs while somebody waits for them, where a look can't be held until there are any;
 #: and for how long it is held.
 LOOK: Final = 1.0
-HELD: Final = 20.0
+HELD: Final = 12.0
 
 
 class Input(NamedTuple):

@@ -7,6 +7,7 @@ the run is decided here, once:
 - it raised: `failed`, with an error that gives nothing away but the exception's name, unless it raised `RunError`;
 - the run was cancelled: `cancelled`, with what it returned, if it did;
 - the worker shuts down: handed back, with the last checkpoint;
+- it could not be begun here: handed back, and the worker claims nothing for a while;
 - the run is another's by now (fenced), or its process died: nothing is said. The lease tells.
 """
 
@@ -124,7 +125,14 @@ class Died:
     why: str
 
 
-Outcome = Returned | Raised | Stopped | Died
+@dataclass(frozen=True, slots=True)
+class Unbegun:
+    """There was no process or thread for it to begin in, in words."""
+
+    why: str
+
+
+Outcome = Returned | Raised | Stopped | Died | Unbegun
 #: Runs the function, and sees to it that it stops once `stopped` is set.
 Call = Callable[["Session"], Awaitable[Outcome]]
 
@@ -167,6 +175,8 @@ class Session:
         self.reason: Reason | None = None
         self.stopped = asyncio.Event()
         self.draining = asyncio.Event()
+        #: Nothing of it was done, for want of what it takes.
+        self.unbegun = False
         self._link = link
         self._gave_up = gave_up or asyncio.Event()
         self._over = asyncio.Event()
@@ -312,6 +322,9 @@ class Session:
     async def _say_end(self, outcome: Outcome) -> str:
         if self.reason is Reason.FENCED:
             raise Fenced
+        if isinstance(outcome, Unbegun):
+            self.unbegun = True
+            return f"not begun ({outcome.why}): {await self._release()}"
         if self.reason is Reason.HANDED_BACK and not isinstance(outcome, Returned):
             return await self._release()
         if self.reason is Reason.REFUSED:

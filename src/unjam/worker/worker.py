@@ -25,8 +25,8 @@ from unjam.worker.run import Run, coroutine
 from unjam.worker.session import LINGER, Call, Reason, Session
 from unjam.worker.store_link import StoreLink
 
-#: Seconds a claim is held while there is nothing to do.
-WAIT: Final = 25.0
+#: Seconds a claim is held while there is nothing to do: less than what is between cuts silent connections after.
+WAIT: Final = 12.0
 #: Seconds that runs have to end, or to come to a `save`, when the worker is to leave.
 GRACE: Final = 20.0
 #: Seconds for handing back what has not ended by then.
@@ -98,6 +98,9 @@ class Worker:
         self._hurry: asyncio.Event | None = None
         self._link: Link | None = None
         self._sessions: dict[Session, asyncio.Task[None]] = {}
+        #: Nothing is claimed before that time of the loop: the last run could not be begun here.
+        self._unfit = Backoff(first=1.0, most=30.0)
+        self._unfit_until = 0.0
 
     @overload
     def run(self, function: Coroutine) -> Coroutine: ...
@@ -255,11 +258,17 @@ class Worker:
             if self._leave.is_set():
                 return
             began = clock()
+            if began < self._unfit_until:
+                free.release()
+                await pause(self._unfit_until - began, self._leave)
+                continue
             try:
                 job = await link.claim(WAIT)
-            except StoreError as error:
+            except Exception as error:
                 free.release()
-                if str(error) != trouble:
+                if not isinstance(error, StoreError):
+                    log.exception("a claim failed; trying again")
+                elif str(error) != trouble:
                     trouble = str(error)
                     log.warning(f"{trouble}; trying again")
                 at_least = error.retry_after if isinstance(error, StoreAway) else 1.0
@@ -296,6 +305,11 @@ class Worker:
 
         def ended(_: asyncio.Task[None]) -> None:
             self._sessions.pop(session, None)
+            if session.unbegun:
+                # It is at the front of its queue again: others shall have it.
+                self._unfit_until = asyncio.get_running_loop().time() + self._unfit.next()
+            else:
+                self._unfit.reset()
             free.release()
 
         task.add_done_callback(ended)
