@@ -56,7 +56,7 @@ class Rule(Protocol):
 
     @property
     def limit(self) -> float:
-        """The level at which it trips."""
+        """The level of evidence at which it trips."""
 
     @property
     def restless(self) -> bool: ...
@@ -290,7 +290,7 @@ class Learnt:
         self.rate: float | None = None
 
     def add(self, good: int, failed: int) -> bool:
-        """So many more calls. True: the rate was worked out anew."""
+        """Count so many more calls. True when the rate was worked out anew."""
         self._calls += good + failed
         self._failures += failed
         self._due -= good + failed

@@ -31,7 +31,7 @@ class Pool:
         self.homes: Rendezvous | None = Rendezvous(rng, spec.session.bound) if spec.session is not None else None
 
     def add(self, endpoint: Endpoint) -> None:
-        """It belongs here from now on; it is open if it is usable."""
+        """Take in an endpoint, which is open at once if it is usable."""
         self.endpoints[endpoint] = None
         endpoint.pool = self
         endpoint.region = self.region

@@ -157,7 +157,7 @@ class Region:
         reservation.open = False
 
     def release(self, reservation: Reservation, now: float) -> None:
-        """The call was never made: tokens and request are given back."""
+        """The call was never made: give back its tokens and the request."""
         if not reservation.open:
             return
         self.settle(reservation, 0.0, now)

@@ -30,7 +30,7 @@ class RetryBudget:
         self._retries = [0] * WINDOW
 
     def note_request(self, now: float, count: int = 1) -> None:
-        """So many requests came (first tries, not retries)."""
+        """Count so many requests that came (first tries, not retries)."""
         if now >= self._edge:
             self._roll(now)
         self._requests[self._slot] += count

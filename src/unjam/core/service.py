@@ -133,7 +133,7 @@ class Version:
 
     @property
     def good_calls(self) -> int:
-        """That ended well, its workers' too."""
+        """Calls that ended well, its workers' among them."""
         return self.succeeded + (self.crew.succeeded if self.crew is not None else 0)
 
     @property
@@ -257,11 +257,11 @@ class Service:
 
     @property
     def alternatives(self) -> bool:
-        """There is something to fall back on."""
+        """Whether there is something to fall back on."""
         return bool(self.chain) or self.maintenance is not None
 
     def reweigh(self, now: float) -> None:
-        """Weights, breakers or usable endpoints changed."""
+        """Share the traffic out anew: weights, breakers or usable endpoints have changed."""
         candidates = []
         for version in self.versions:
             version.share = version.breaker.share(now)

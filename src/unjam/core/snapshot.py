@@ -131,7 +131,7 @@ def _beside(other: float) -> list[str]:
 
 
 def _size(count: float) -> str:
-    """Bytes for the eye."""
+    """A number of bytes for people to read."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
 
 
@@ -205,7 +205,7 @@ def _version(version: Version, now: float) -> dict[str, Any]:
 
 
 def _workers(crew: Crew, now: float) -> list[dict[str, Any]]:
-    """Those heard of here, and those that others know of."""
+    """Workers that are heard of here, and those that other gateways know of."""
     return [*(_worker(worker, now) for worker in crew.workers()), *crew.elsewhere.values()]
 
 

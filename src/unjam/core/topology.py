@@ -229,7 +229,7 @@ class Reload:
         self._tidy(version)
 
     def _add(self, version: Version, spec: EndpointSpec, fresh: bool) -> Endpoint:
-        """A new endpoint, or one that was removed and on which something still runs."""
+        """Make a new endpoint, or take back one that was removed and on which something still runs."""
         pool = self._pool(version, spec)
         endpoint = version.leaving.pop(spec.url, None)
         if endpoint is None:
@@ -258,7 +258,7 @@ class Reload:
         return pool
 
     def _tidy(self, version: Version) -> None:
-        """Endpoints came or went."""
+        """Endpoints came or went: let go of pools and leaving endpoints that are empty."""
         version.pools = [pool for pool in version.pools if pool.endpoints]
         only = version.pools[0] if len(version.pools) == 1 else None
         version.sole = only if only is not None and only.region is None else None

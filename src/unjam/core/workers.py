@@ -83,7 +83,7 @@ class Worker(Endpoint):
 
     @property
     def taken(self) -> int:
-        """Slots that are."""
+        """Slots that are taken."""
         return max(self.inflight, self.running)
 
 
@@ -100,14 +100,14 @@ class Crew(Version):
         self.elsewhere: dict[str, dict[str, Any]] = {}
 
     def workers(self) -> Iterator[Worker]:
-        """Those heard of here."""
+        """Workers that are heard of here."""
         for worker in self.endpoints.values():
             assert isinstance(worker, Worker)
             yield worker
 
     @property
     def live(self) -> int:
-        """Runs that they have of this gateway."""
+        """Runs that workers have from this gateway."""
         return sum(worker.inflight for worker in self.endpoints.values())
 
 
@@ -164,7 +164,7 @@ class Workers:
             self._health.reported(worker, load, now)
 
     def forget(self, silent_since: float, now: float) -> list[Worker]:
-        """Those that have nothing to do here and were not heard of since leave."""
+        """Let those leave that have nothing to do here and were not heard of since then."""
         gone = [
             worker
             for worker in self.seen.values()
@@ -261,7 +261,7 @@ class Workers:
         self._health.changed(worker, now)
 
     def _leave(self, worker: Worker, now: float) -> None:
-        """What it still has ends as it ends."""
+        """Take it out. The runs that it still has go on to their ends."""
         crew = worker.pool.version
         del self.seen[worker.pool.version.service.name, worker.name]
         del crew.endpoints[worker.name]
@@ -299,7 +299,7 @@ def _released(service: Service, name: str | None) -> Version:
 
 
 def _takes_heavy(worker: Worker) -> bool:
-    """Its share, its pool's and its last report allow one more heavy run."""
+    """Whether its share, its pool's and its last report allow one more heavy run."""
     crew = worker.pool.version
     return worker.takes_heavy() and (
         crew.heavy_most is None or (crew.burden + UNIT <= crew.heavy_most and crew.heavy < crew.heavy_crowd)

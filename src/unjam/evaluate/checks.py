@@ -160,7 +160,7 @@ def schema(options: Mapping[str, Any]) -> Check:
 
 
 def _place(path: Any) -> str:
-    """Names of the answer's own choice are not shown at length."""
+    """A place in the answer, as `$.steps[0].name`. Names that the answer chose itself are cut."""
     return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{str(part)[:40]}" for part in list(path)[:8])
 
 

@@ -120,7 +120,7 @@ class Panel:
             self.told(job, name, Said(DROPPED))
 
     async def close(self) -> None:
-        """What waits is dropped."""
+        """End it; what still waits to be judged is dropped."""
         while self.line.jobs:
             self._dropped(self.line.take(), [spec.name for spec in self.specs])
         for each in self._hooks:
@@ -173,7 +173,7 @@ class Judges:
         self._task: asyncio.Task[None] | None = None
 
     def wake(self, panel: Panel) -> None:
-        """Something waits in its line."""
+        """Something has come to wait in its line."""
         if panel not in self._turns:
             self._turns.append(panel)
         if self._task is None:

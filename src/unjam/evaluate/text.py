@@ -25,7 +25,7 @@ def said(answer: bytes, content_type: str) -> tuple[str, bool]:
 
 
 def refused(answer: bytes, content_type: str) -> bool:
-    """A provider's own field says that the model refused."""
+    """Whether a provider's own field says that the model refused."""
     if b"refusal" not in answer and b"content_filter" not in answer:
         return False
     if content_type.partition(";")[0].strip().lower() == "text/event-stream":
@@ -56,7 +56,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 
 def _whole(value: dict[str, Any]) -> str | None:
-    """None: it has none of the shapes."""
+    """The words of a whole answer; None when it has none of the shapes."""
     choices = _dicts(value.get("choices"))
     if choices:
         first = choices[0]
@@ -103,7 +103,7 @@ def _stream(answer: bytes) -> str:
 
 
 def _piece(value: dict[str, Any]) -> str | None:
-    """What one event of a known stream adds; None: it is of none."""
+    """What one event adds; None when it belongs to none of the known streams."""
     if isinstance(value.get("choices"), list):
         for choice in _dicts(value["choices"])[:1]:
             if choice.get("index", 0):

@@ -26,7 +26,7 @@ class Backlog:
         self._readers: dict[int, int] = {}
 
     def add(self, exchange: LocalExchange, body: bytes) -> None:
-        """It has this to give, and its reader has not taken all of it at once."""
+        """Hold the answer `body`, of which the reader has not taken all at once."""
         self._held[exchange] = body
         readers = self._readers.get(id(body), 0)
         self._readers[id(body)] = readers + 1

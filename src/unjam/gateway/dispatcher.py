@@ -88,10 +88,10 @@ class _Unbegun:
         self.journal = journal(self)
 
     def on_cancel(self) -> None:
-        """Its end is on the way already."""
+        """Nothing to do: its end is on the way already."""
 
     def on_room(self) -> None:
-        """There are no events."""
+        """Nothing to do: there are no events."""
 
     def on_fenced(self) -> None:
         self._dispatcher.parted(self, None)
@@ -148,7 +148,7 @@ class Dispatcher:
         self._wake()
 
     def ready(self, service: str) -> None:
-        """A run of that service may be claimable."""
+        """The store hints that a run of that service may be claimable."""
         queue = self._queues.get(service)
         if queue is not None:
             queue.hints += 1

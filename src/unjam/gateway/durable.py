@@ -196,7 +196,7 @@ class Durable:
             await asyncio.sleep(0)
 
     def tick(self) -> None:
-        """Once a second."""
+        """What is to be done once a second."""
         self.hub.tick()
         self.ready.tick()
 

@@ -37,7 +37,7 @@ class Owner(Protocol):
         """The run is to be stopped; told until it has an end."""
 
     def on_fenced(self) -> None:
-        """It is ours no longer."""
+        """The run is ours no longer."""
 
     def on_room(self) -> None:
         """Enough of what was full has been written."""
@@ -103,11 +103,11 @@ class Journal:
 
     @property
     def ending(self) -> bool:
-        """Its end is on the way, or was written."""
+        """Whether its end is on the way, or written already."""
         return self._end is not None or self.closed
 
     def add(self, kind: str, data: bytes) -> None:
-        """An event. `data`: JSON."""
+        """Add an event to the log. `data`: JSON."""
         if not self.ending:
             self._events.append(NewEvent(kind, data))
             self.size += len(data) + _EVENT
@@ -129,7 +129,7 @@ class Journal:
                 self.beat()
 
     def finish(self, status: str, result: bytes | None = None, error: bytes | None = None) -> None:
-        """End it: behind all events. Only the first end counts."""
+        """End the run, once all events are written. Only the first end counts."""
         if not self.ending:
             self._end = (status, result, error)
             self._kick()
@@ -169,7 +169,7 @@ class Journal:
             self._writing = False
 
     async def _persist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Make a call until it is answered."""
+        """Make a call to the store again and again, until it is answered."""
         wait, longest = AGAIN, min(AGAIN_MOST, self.lease / 6)
         while not self.closed:
             try:

@@ -53,14 +53,14 @@ class Leased(Request):
     upstream: UpstreamConnection | None
 
     def timeouts(self) -> Timeouts:
-        """Those of its lane, at the service that serves it."""
+        """The limits of its lane, at the service that serves it."""
         lease = self.lease
         assert lease is not None
         lanes = lease.service.spec.lanes
         return lanes.heavy if lease.heavy else lanes.fast
 
     def awaits(self, upstream: Upstream) -> bool:
-        """A connection that is being opened to this endpoint is for it still."""
+        """Whether a connection that is being opened to this endpoint is still for it."""
         lease = self.lease
         return self.state == CONNECTING and lease is not None and lease.endpoint is upstream.endpoint
 

@@ -113,7 +113,7 @@ class Listeners:
                 self._gateway.log.info("listening", **told, tls=listener.tls is not None)
 
     async def _bind(self, listen: Listen, tls: ssl.SSLContext | None, reporters: bool) -> Listener:
-        """Listen where nothing of ours does."""
+        """Listen on an address on which we don't listen yet."""
         accept, options = self._accepting(tls, reporters)
         if listen.path is not None:
             await clear(listen.path)

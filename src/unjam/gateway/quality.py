@@ -128,7 +128,7 @@ class ServiceWatch:
         self._largest = keys.largest
 
     def retire(self) -> None:
-        """Show nothing to anybody."""
+        """From now on show no answer to anybody."""
         self.panel = None
         self._sample = 0.0
 
@@ -166,7 +166,7 @@ class ServiceWatch:
         self.panel.offer(Job(record, (lease.version, lease.started)))
 
     def completed(self, run: Run, version: Version, started: float, now: float, result: bytes) -> None:
-        """A run has this result."""
+        """A run has completed with this result."""
         if self.panel is None or len(result) > self._largest or self._random() >= self._sample:
             return
         record = Record(

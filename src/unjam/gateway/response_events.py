@@ -100,7 +100,7 @@ class Text:
         self._pieces: list[str] = []
 
     def add(self, at: int, piece: str) -> None:
-        """What follows after `at` characters; it may be known already."""
+        """Add what follows after `at` characters; that may be known already."""
         if at != self._length:
             return
         self._length += len(piece)
@@ -146,7 +146,7 @@ class Story:
         self._usage: Json | None = None
 
     def fork(self) -> Story:
-        """One that goes on from here by itself."""
+        """Another one that goes on from here, independently."""
         other = copy.copy(self)
         other._items, other._open, other._kept = dict(self._items), set(self._open), list(self._kept)
         return other

@@ -57,7 +57,7 @@ class Telling:
         self._ending: asyncio.Task[Told] | None = None
 
     def tell(self, delivery: Delivery) -> Told:
-        """Go on with what stands in the log from `cursor` on."""
+        """Tell what stands in the log from `cursor` on."""
         self._ending = None  # it was no end, but a run that was queued again
         said: list[Json] = []
         for event in delivery.since(self.cursor):
@@ -66,13 +66,13 @@ class Telling:
         return Told(said, self)
 
     def fork(self) -> Telling:
-        """One that stays here when this one is told on."""
+        """Another telling, which stays here when this one goes on."""
         if self._completed:
             return self  # there is nothing more to tell
         return Telling(self.run, self.story.fork(), self.cursor)
 
     async def end(self, store: Store) -> Told:
-        """What is told when the log has ended; once for all. Raises StoreError."""
+        """What is told when the log has ended, made once for all streams. Raises StoreError."""
         ending = self._ending
         if ending is None or (ending.done() and (ending.cancelled() or ending.exception() is not None)):
             ending = self._ending = asyncio.create_task(self._end(store))
@@ -103,7 +103,7 @@ class Tellings:
         return Telling(run, story)
 
     def met(self, telling: Telling) -> Telling:
-        """The one to go on with: the furthest, when it stands at the same place."""
+        """The telling to go on with: the one that is furthest, if it stands at the same place as `telling`."""
         found = self._furthest.get(telling.run)
         if found is None or found.cursor < telling.cursor:
             self._furthest[telling.run] = found = telling

@@ -52,7 +52,7 @@ class Rollout:
         return self.recording is not None and not self.recording.done()
 
     def weights(self, share: float) -> dict[str, float]:
-        """That give the new version this share."""
+        """The weights that give the new version this share."""
         return promotion.weights(self.before, self.promotion.spec.version, share)
 
     def saved(self, now: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Rollouts:
     # -- time -----------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Twice a second. Nothing is begun before it is known what was kept."""
+        """Call this twice a second. Nothing is begun before it is known what was kept."""
         if not self._changes.loaded:
             return
         now = monotonic()
@@ -117,7 +117,7 @@ class Rollouts:
             self._changed(name, service, rollout, before, self._changes.where)
 
     def _regroup(self, service: Service, rollout: Rollout) -> None:
-        """Versions came or went."""
+        """Versions came or went: compare the new one with those that are there now."""
         rollout.before = {each.name: rollout.before.get(each.name, each.weight) for each in service.versions}
         rollout.promotion.recount(*self._seen(service, rollout.promotion.spec.version))
         self._time(service, rollout)

@@ -118,7 +118,7 @@ class RunSocket(Handler):
     # -- telling ---------------------------------------------------------------------------------------------------
 
     def say(self, message: Struct) -> None:
-        """Now, or as soon as there is room."""
+        """Say it now, or as soon as there is room."""
         if self.connection.state != OPEN:
             return
         frame = frames.text(said.encode(message))
@@ -132,7 +132,7 @@ class RunSocket(Handler):
         return self._out is None and self.connection.send(frame)
 
     def wait(self, subscription: Subscription) -> None:
-        """There was no room for what this run has to say."""
+        """Have this run wait until there is room for what it has to say."""
         if self._waiting is None:
             self._waiting = [subscription]
         else:
@@ -174,7 +174,7 @@ class RunSocket(Handler):
         self._shared.durable.hub.follow(subscription)
 
     def _check_room(self, run: str = "") -> None:
-        """For one more, or for this one again. Raises `Refused`."""
+        """Make sure that there is room for one more run, or that this is one of those. Raises `Refused`."""
         if run not in self._runs and len(self._runs) >= MOST_RUNS:
             raise Refused(429, "too_many_runs", f"One socket may follow {MOST_RUNS} runs at once.")
 

@@ -155,7 +155,7 @@ class RunsApi:
         return run
 
     async def run_of(self, run_id: str, caller: Tenant | None) -> Run:
-        """A run of the caller's. Raises `Refused`, StoreError."""
+        """The run with this id, if it is the caller's. Raises `Refused`, StoreError."""
         try:
             partition_of(run_id)
         except ValueError:

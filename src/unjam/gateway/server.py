@@ -301,7 +301,7 @@ class Server:
                 self._each(self.durable.tick)
 
     def _each(self, *parts: Callable[[], None]) -> None:
-        """One that fails takes none of the others along."""
+        """Call them all, whichever of them fail."""
         for part in parts:
             try:
                 part()

@@ -59,13 +59,13 @@ class Asker(Protocol):
 
     @property
     def last(self) -> float:
-        """Monotonic seconds of the last that came."""
+        """When something came last, monotonic seconds."""
 
     def on_interim(self, head: ResponseHead) -> None:
-        """1xx, but for 101."""
+        """An informational answer, other than 101, has come before the real one."""
 
     def on_switch(self, head: ResponseHead, rest: bytes) -> None:
-        """101, and the bytes behind it."""
+        """The endpoint switches protocols. `rest`: the bytes behind its 101."""
 
     def on_head(self, head: ResponseHead, kind: str, payload: bytes) -> None:
         """The answer begins, its body framed as `kind` says (`ResponseHead.body`); `payload`: as much as is here.
@@ -77,7 +77,7 @@ class Asker(Protocol):
         """The answer is whole; who asked gives the connection back, by `release` or `close`."""
 
     def on_lost(self, error: Exception | None) -> None:
-        """The connection went away before that."""
+        """The connection went away before the answer was whole."""
 
     def bad_answer(self, error: Malformed) -> None:
         """What came is not valid HTTP."""
@@ -87,7 +87,7 @@ class Connecting(Asker, Protocol):
     """One for whom a connection is opened."""
 
     def connected(self, connection: UpstreamConnection) -> bool:
-        """False: it is not wanted any more."""
+        """The connection is open. False: it is not wanted any more."""
 
     def connect_failed(self, upstream: Upstream, error: Exception) -> None: ...
 
@@ -359,7 +359,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def release(self) -> None:
-        """Back to the pool."""
+        """Give the connection back to the pool."""
         self.exchange = None
         upstream = self.upstream
         endpoint = upstream.endpoint

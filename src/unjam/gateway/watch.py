@@ -50,7 +50,7 @@ class Watch(Generic[S]):
         self._task.cancel()
 
     async def step(self) -> None:
-        """Once."""
+        """Do it once."""
         raise NotImplementedError
 
     async def _run(self) -> None:

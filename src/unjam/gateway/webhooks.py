@@ -69,7 +69,7 @@ class Webhooks:
         self._encode = msgspec.json.Encoder().encode
 
     def configure(self, hooks: Sequence[Webhook]) -> None:
-        """Those that stay keep what waits for them; what waits for others is still sent."""
+        """Take other webhooks. Those that stay keep what waits for them; what waits for the others is still sent."""
         for hook in hooks:
             if hook.secret is not None:
                 logs.conceal(hook.secret)
@@ -142,7 +142,7 @@ class _Receiver:
             self._busy.discard(self)
 
     async def _deliver(self, body: bytes) -> str:
-        """Why it could not be, empty when it was."""
+        """Deliver one event. Returns why it could not be, empty when it was."""
         why = ""
         for n in range(TRIES):
             if n:

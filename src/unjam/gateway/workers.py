@@ -143,7 +143,7 @@ class Workers:
             refused[key] = refused.get(key, 0) + 1
 
     def holding(self, workers: Sequence[Worker], step: int) -> None:
-        """A claim of theirs is held open (1), or no more (-1)."""
+        """A claim of these workers is held open (1), or is no more (-1)."""
         now = monotonic()
         for worker in workers:
             worker.claiming += step
@@ -193,7 +193,7 @@ class Workers:
         self._grants[run_id] = _Grant(run, lease, now + self._durable.limits.lease + LATE)
 
     def ended(self, run: Run) -> None:
-        """By its worker's word, a hand-back, or a sweep."""
+        """The run has ended: by its worker's word, a hand-back or a sweep."""
         grant = self._grants.get(run.id)
         if grant is not None:
             self._end(run.id, outcome_of(run, grant.attempt, grant.fence), monotonic())
@@ -226,7 +226,7 @@ class Workers:
                 self._asked.pop(worker.name, None)
 
     def _end(self, run: str, outcome: Outcome, now: float) -> None:
-        """Once for each lease."""
+        """End a lease; call it once for each."""
         grant = self._grants.pop(run, None)
         if grant is None:
             return

@@ -102,7 +102,7 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """It is open, as far as can be known without asking."""
+        """Whether it is open, as far as that is known without using it."""
         return self._reader is not None and self._writer is not None and not self._reader.at_eof()
 
     async def _open(self) -> None:

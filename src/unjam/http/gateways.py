@@ -69,7 +69,7 @@ class Gateways:
 
     @property
     def origin(self) -> Origin:
-        """Who is asked next."""
+        """The gateway that is asked next."""
         return self.origins[self._now]
 
     def next(self, failed: Origin) -> None:

@@ -59,7 +59,7 @@ class Kept(Protocol):
         ...
 
     async def close(self) -> None:
-        """Harmless when not open."""
+        """Close it; harmless when it is not open."""
         ...
 
     async def put(self, *changes: Change) -> int:

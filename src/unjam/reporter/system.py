@@ -60,7 +60,7 @@ class System(Protocol):
         """Seconds, on the clock of `Process.start`."""
 
     def memory(self, pid: int) -> int | None:
-        """Bytes of its own."""
+        """Bytes of memory that are its own."""
 
     def open_files(self, pid: int) -> int | None:
         """Descriptors it holds."""

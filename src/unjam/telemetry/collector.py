@@ -270,7 +270,7 @@ class Collector(registry.Collector):
         )
 
     def _reports(self, endpoints: list[tuple[tuple[str, str, str], Mapping[str, Any]]]) -> Iterator[Piece]:
-        """Of endpoints that report, or did."""
+        """Figures of endpoints that report, or did once."""
         labels = ("service", "version", "endpoint")
         yield from gauge(
             "unjam_endpoint_other_cpu",

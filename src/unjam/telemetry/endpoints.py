@@ -71,7 +71,7 @@ def untroubled(endpoint: Mapping[str, Any]) -> bool:
 
 
 def usable(endpoint: Mapping[str, Any]) -> bool:
-    """Something may still be sent there, if not now then when a slot is free."""
+    """Whether something may be sent there, now or when a slot is free."""
     return all(tone(word) != BAD and word not in _CLOSED for word in words(endpoint))
 
 

@@ -149,11 +149,11 @@ class FrameReader:
 
     @property
     def partial(self) -> bool:
-        """Part of a frame or of a message is held."""
+        """Whether part of a frame or of a message is held."""
         return self._pending is not None or self._message is not None
 
     def feed(self, data: bytes) -> Sequence[Event]:
-        """What `data` completes, in order."""
+        """What `data` completes: messages and control frames, in order."""
         pending = self._pending
         if pending is not None:
             pending += data

@@ -50,7 +50,7 @@ class HeapPolicy(Policy):
         return self.key(endpoint)
 
     def take_turn(self, endpoint: Endpoint) -> None:
-        """It was dispatched to: the key must not shrink by this."""
+        """A request was dispatched to it. This must not make its key smaller."""
         self.clock += 1
         endpoint.turn = self.clock
 

@@ -90,7 +90,7 @@ class Order:
         return found
 
     def kill(self, entry: Entry) -> None:
-        """Its endpoint leaves, or moves to another level."""
+        """Take the entry out: its endpoint leaves, or moves to another level."""
         entry[0] = None
         level: Level = entry[1]
         if level and level[0] is entry:
@@ -243,7 +243,7 @@ class LevelPolicy(Policy):
             self._move_heavy(endpoint, self.heavy_order, False)
 
     def _move_heavy(self, endpoint: Endpoint, order: Order, used: bool) -> None:
-        """The same among heavy work. `used`: it was dispatched to, which ends its turn."""
+        """As `_move`, in the order for heavy work. `used`: a request was dispatched to it, which ends its turn."""
         entry = endpoint.heavy_entry
         if endpoint.inflight < endpoint.slots and endpoint.takes_heavy():
             key = self.heavy_key(endpoint)

@@ -117,7 +117,7 @@ class SamplePolicy(Policy):
         return self.heavy
 
     def draw(self, candidates: WeightedSet, request: Request) -> Endpoint | None:
-        """One that was not tried; None when there is none."""
+        """One member that was not tried yet; None when there is none."""
         if not candidates:
             return None
         tried = request.tried

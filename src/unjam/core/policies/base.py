@@ -40,7 +40,7 @@ class Policy(ABC):
 
     @abstractmethod
     def close(self, endpoint: Endpoint) -> None:
-        """It is not usable any more, or has left the pool. Idempotent."""
+        """Take it out: it is not usable any more, or has left the pool. Idempotent."""
 
     @abstractmethod
     def started(self, endpoint: Endpoint, heavy: bool) -> None:
