@@ -71,7 +71,7 @@ def test_it_explains_in_words(unjam: Unjam, file: str) -> None:
         "http://10.0.0.1:9000: 16 slots (2 × 8 cores), 8 of them for heavy work",
         "http://10.0.0.2:9000: 128 slots, 64 of them for heavy work",
         "version v8, 25% of the traffic",
-        "http://10.0.0.3:9000: 100000 slots (neither slots nor cores are given",
+        "http://10.0.0.3:9000: any number of slots (neither slots nor cores are given, so unjam spreads work and none",
         "a caller stays on its version, by its tenant",
         "fast lane expected to end within 2s; connect 5s, in all 1h",
         "heavy lane up to 50% of the slots; connect 5s, silence 15m, in all 2h",

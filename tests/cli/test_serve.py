@@ -44,6 +44,15 @@ def test_urls_are_enough(tmp_path: Path) -> None:
     assert str(config.listen[0].address) == "127.0.0.1:8080"
 
 
+def test_a_file_may_be_named_without_an_option(unjam: Unjam, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("services: {a: {versions: {v: {endpoints: [h]}}}}")
+    assert f"{wrong}:1: services.a.versions.v.endpoints[0]: 'h' has no scheme" in unjam("serve", str(wrong)).stderr
+    result = unjam("serve", str(wrong), "--config", "other.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "two configuration files: give one" in result.stderr
+
+
 def test_urls_with_everything_else() -> None:
     choices = Choices(
         to=("http://127.0.0.1:9001",),

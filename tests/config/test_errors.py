@@ -266,6 +266,7 @@ def test_services(refused: Refused, text: str, key: str, message: str, fix: str)
         ("{weight: 0, endpoints: [http://h]}", None, "every version has weight 0", "above 0"),
         ("{endpoints: [h:1]}", ".endpoints[0]", "no scheme", "Write http://h:1."),
         ("{endpoints: h:1}", ".endpoints", "no scheme", "Write http://h:1."),
+        ("{endpoints: 9001}", ".endpoints", "no scheme", "Write http://127.0.0.1:9001."),
         ("{endpoints: [{cores: 8}]}", ".endpoints[0].url", "is required", "endpoints: [http://127.0.0.1:9001]"),
         (
             "{endpoints: [{url: http://h, cpu: 8}]}",

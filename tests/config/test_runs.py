@@ -95,6 +95,24 @@ def test_the_file_is_beside_the_configuration(tmp_path: Path, written: str, path
     assert state.url == f"sqlite:{state.path}"
 
 
+WORKERS = "services: {a: {runs: {execute: pull}, versions: {v1: {}}}, b: {versions: {v1: {endpoints: [http://h]}}}}\n"
+
+
+def test_a_service_that_workers_serve_needs_no_endpoints_and_takes_no_requests() -> None:
+    config = parse(f"runs: on\n{WORKERS}", {})
+    topology = config.topology()
+    assert topology.services["a"].versions[0].endpoints == ()
+    assert (topology.services["a"].match, len(topology.services["b"].match)) == ((), 1)
+    assert "a: takes runs alone, which workers claim" in "\n".join(explain(config))
+
+
+@pytest.mark.parametrize("text", [WORKERS, "runs: on\n" + WORKERS.replace("execute: pull", "execute: push")])
+def test_endpoints_are_required_where_no_worker_claims(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(text, {})
+    assert "services.a.versions.v1.endpoints" in [problem.key for problem in refused.value.problems]
+
+
 def test_they_are_explained() -> None:
     said = "\n".join(explain(read("runs: on\nstate: redis://:planted-password@localhost\n")))
     assert "kept in Redis" in said

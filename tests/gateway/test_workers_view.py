@@ -71,6 +71,20 @@ async def test_a_claimed_run_holds_a_slot_until_it_ends() -> None:
 
 
 @in_loop
+async def test_a_service_of_workers_alone_needs_no_endpoints() -> None:
+    services = "services: {auditor: {runs: {execute: pull}, versions: {v1: {}}}}\n"
+    async with runs_gateway(services=services) as running:
+        api = await Api.connect(running)
+        await api.create()
+        claimed = await claim(api)
+        assert workers(running)["w1"]["inflight"] == 1
+        assert (await finish(api, claimed))["run"]["status"] == "completed"
+        breaker = running.server.gateway.balancer.services["auditor"].versions[0].breaker
+        assert breaker.closed, "no endpoint is away, as there never was one"
+        assert (await api.call("GET", "/anything"))[0] == 404, "it takes no requests"
+
+
+@in_loop
 async def test_an_end_told_twice_counts_once() -> None:
     async with runs_gateway() as running:
         api = await Api.connect(running)

@@ -177,7 +177,7 @@ def _version(name: str, version: Mapping[str, Any], total: float) -> str:
         f'<th class="n">running</th>{_LOAD_HEADS if loaded else ""}'
         f'<th class="n a">available</th><th class="s">state</th></tr></thead><tbody>{rows}</tbody></table>'
         if rows
-        else '<p class="dim">no endpoints</p>'
+        else '<p class="dim">no endpoints, and no worker has asked for runs</p>'
     )
     workers = version.get("workers") or ()
     if workers and not rows:

@@ -8,6 +8,7 @@ from unjam.config import Config
 from unjam.config.quantities import format_count, format_duration, format_share, format_size
 from unjam.config.runs import ServiceRuns
 from unjam.config.schema import Listen, Reporters
+from unjam.config.topology import only_runs
 from unjam.core import lanes
 from unjam.core.spec import (
     UNSIZED_SLOTS,
@@ -96,7 +97,8 @@ def _gateway(config: Config) -> Iterator[str]:
 
 
 def _service(config: Config, topology: Topology, spec: ServiceSpec) -> Iterator[str]:
-    yield f"{spec.name}: takes {takes(spec)}"
+    only = only_runs(config.services[spec.name]) and not spec.match
+    yield f"{spec.name}: takes {'runs alone, which workers claim' if only else takes(spec)}"
     if spec.strip_prefix:
         yield _line("forwards", "the path without the matched prefix")
     weights = sum(version.weight for version in spec.versions)
@@ -156,7 +158,8 @@ def _endpoints(spec: ServiceSpec, version: VersionSpec) -> Iterator[str]:
         return
     pooled = all(endpoint.hard_slots <= lanes.FEW for endpoint in version.endpoints)
     for endpoint in version.endpoints:
-        heavy = "" if pooled else f", {lanes.cap(spec.lanes.share, endpoint.hard_slots)} of them for heavy work"
+        known = endpoint.hard_slots != UNSIZED_SLOTS and not pooled
+        heavy = f", {lanes.cap(spec.lanes.share, endpoint.hard_slots)} of them for heavy work" if known else ""
         region = f", region {endpoint.region}" if endpoint.region else ""
         weight = f", weight {endpoint.weight:g}" if endpoint.weight != 1 else ""
         yield _line("", f"  {endpoint.url}: {slots(endpoint)}{heavy}{weight}{region}")
@@ -173,7 +176,7 @@ def slots(endpoint: EndpointSpec) -> str:
         return word
     if endpoint.cores:
         return f"{word} (2 × {endpoint.cores:g} cores)"
-    return f"{UNSIZED_SLOTS} slots (neither slots nor cores are given, so unjam spreads work and queues none)"
+    return "any number of slots (neither slots nor cores are given, so unjam spreads work and none waits)"
 
 
 def lane_lines(spec: ServiceSpec) -> Iterator[str]:

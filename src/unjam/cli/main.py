@@ -47,6 +47,7 @@ def _root(
 @app.command()
 @in_sentences
 def serve(
+    file: Annotated[Path | None, typer.Argument(help="Configuration file, as with --config.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Configuration file; unjam.yaml when it is here.")
     ] = None,
@@ -74,9 +75,11 @@ def serve(
     """
     from unjam.cli.serve import Choices, run
 
+    if file is not None and config is not None:
+        raise CliError(f"{file} and --config {config} are two configuration files: give one.", USAGE)
     code = run(
         Choices(
-            config=config,
+            config=config or file,
             to=tuple(to or ()),
             listen=tuple(listen or ()),
             admin=admin,

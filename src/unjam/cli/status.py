@@ -52,7 +52,9 @@ def _service(out: Console, name: str, service: Mapping[str, Any]) -> None:
         out.print(Text("  ").append(_rollout(service["rollout"])), soft_wrap=True)
     for version_name, version in _items(service.get("versions")):
         out.print(Text("  ").append(_version_line(version_name, version)), soft_wrap=True)
-        if version.get("endpoints") or not version.get("workers"):
+        if not version.get("endpoints") and not version.get("workers"):
+            out.print(Text("    no endpoints, and no worker has asked for runs", "dim"))
+        elif version.get("endpoints"):
             out.print(Padding(_endpoints(version, out.width < NARROW), (0, 0, 0, 4), expand=False))
         if version.get("workers"):
             out.print(Padding(_workers(version["workers"], out.width < NARROW), (0, 0, 0, 4), expand=False))

@@ -99,7 +99,9 @@ def parse_url(value: object) -> Target:
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise BadValue(f"{shown(_without_userinfo(text))} has no scheme", f"Write http://{_without_userinfo(text)}.")
+        bare = _without_userinfo(text)
+        meant = f"127.0.0.1:{bare.removeprefix(':')}" if bare.removeprefix(":").isdecimal() else bare
+        raise BadValue(f"{shown(bare)} has no scheme", f"Write http://{meant}.")
     if scheme in ("ws", "wss"):
         right = "http" if scheme == "ws" else "https"
         raise BadValue(

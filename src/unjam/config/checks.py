@@ -218,7 +218,8 @@ def _versions(config: Config, name: str, service: s.Service) -> Iterator[Finding
                 yield (*path, "overflow"), *_unknown("version", to, list(service.versions))
         seen: set[str] = set()
         tls = version.discover is not None
-        if not version.endpoints and version.discover is None:
+        claimed = config.runs is not None and service.runs.pulled
+        if not version.endpoints and version.discover is None and not claimed:
             fix = "Write endpoints: [http://127.0.0.1:9001], or discover: true for reporters to add them."
             yield (*path, "endpoints"), "is required", fix
         if version.discover is not None and config.reporters is None:

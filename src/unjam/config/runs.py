@@ -85,6 +85,10 @@ class ServiceRuns(Model):
         None, description="Where the input of a pushed run is POSTed. Unset: the path that the service matches."
     )
 
+    @property
+    def pulled(self) -> bool:
+        return self.enabled and self.execute == "pull"
+
     @model_validator(mode="after")
     def _in_bounds(self) -> ServiceRuns:
         if self.max_attempts > 100:

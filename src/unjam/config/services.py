@@ -362,7 +362,9 @@ class Version(Model):
 
     weight: Number = Field(1.0, description="Its share of the traffic beside the other versions. 0: none.")
     endpoints: Annotated[tuple[EndpointItem, ...], BeforeValidator(one_or_list)] = Field(
-        (), description="Its servers. Required, unless reporters may add them (`discover`)."
+        (),
+        description="Its servers. Required, unless reporters may add them (`discover`) or workers claim the service's "
+        "runs.",
     )
     discover: Annotated[Discover | None, on_means({}), off_means(None)] = Field(
         None, description="Whether reporters may add endpoints: `true`, or in which networks."
@@ -388,7 +390,8 @@ class Service(Model):
 
     match: Annotated[tuple[Match, ...], BeforeValidator(one_or_list)] | None = Field(
         None,
-        description="One or a list. Unset: every request, or none where the service is only another's fallback.",
+        description="One or a list. Unset: every request, or none where the service is only another's fallback or has "
+        "no endpoints.",
     )
     policy: Annotated[str, one_of(*POLICIES), Kind("policy")] = Field(
         "least_loaded", description="How to order endpoints."

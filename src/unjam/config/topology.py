@@ -63,9 +63,10 @@ def service_spec(name: str, service: s.Service, is_fallback: bool) -> spec.Servi
 
 
 def matches(service: s.Service, is_fallback: bool) -> tuple[spec.MatchSpec, ...]:
-    """Without `match` a service takes every request, unless it is only there to be fallen back to."""
+    """Without `match` a service takes every request, unless it is only there to be fallen back to, or for runs that
+    workers claim: it has no endpoints then."""
     if service.match is None:
-        return () if is_fallback else (spec.MatchSpec(),)
+        return () if is_fallback or only_runs(service) else (spec.MatchSpec(),)
     return tuple(
         spec.MatchSpec(
             # "/" is a prefix of everything, as no path is.
@@ -75,6 +76,13 @@ def matches(service: s.Service, is_fallback: bool) -> tuple[spec.MatchSpec, ...]
             model=match.model,
         )
         for match in service.match
+    )
+
+
+def only_runs(service: s.Service) -> bool:
+    """Workers claim its runs, and it has nothing else."""
+    return service.runs.pulled and not any(
+        version.endpoints or version.discover for version in service.versions.values()
     )
 
 

@@ -22,6 +22,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _VARIABLE = re.compile(r"\$(?:(\$\{)|\{([^}]*)\}|\{)")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")
+_GIVE = "Give it one, indent what belongs to it further than the key, or remove the key."
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 Path = tuple[str | int, ...]
@@ -235,7 +236,7 @@ def to_data(root: Node, env: Mapping[str, str], problems: list[Problem]) -> Any:
         if isinstance(value, list):
             return [convert(child, (*path, place)) for place, child in enumerate(value)]
         if value is None:
-            problems.append(Problem(node.line, key_text(path), "has no value", "Give it one, or remove the key."))
+            problems.append(Problem(node.line, key_text(path), "has no value", _GIVE))
             return ""
         try:
             value = expand(value, env)
