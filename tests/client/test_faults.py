@@ -149,3 +149,14 @@ async def test_a_run_that_takes_no_more_inputs_is_not_asked_again() -> None:
         server.refuse["input"] = (429, "inputs_full")
         with pytest.raises(NotAccepted, match="inputs_full"):
             await client.send(run, 1)
+
+
+@pytest.mark.parametrize("key", ["", "order 7", "bestellung-ü", "a\r\nx-unjam-lane: heavy", "k" * 256])
+@in_loop
+async def test_what_cannot_be_a_key_is_not_sent(key: str) -> None:
+    """Nothing is sent under another key in its stead, and nobody writes other lines into a request with it."""
+    store = MemoryStore()
+    async with api(store) as server, AsyncClient(server.url) as client:
+        with pytest.raises(ValueError, match="visible ASCII"):
+            await client.submit("auditor", key=key)
+        assert not server.asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -42,6 +43,7 @@ _UNCERTAIN: Final = frozenset({500, 502, 504})
 #: Codes of refusals that last, whatever the status says.
 _NEVER: Final = frozenset({"inputs_full"})
 _JSON: Final = ("content-type", "application/json")
+_KEY: Final = re.compile(r"[!-~]{1,255}").fullmatch
 
 T = TypeVar("T")
 
@@ -111,7 +113,9 @@ class AsyncClient:
         """Make a run of the service with this input (JSON). `key`: idempotency key, so that the same run is submitted
         once however often that is tried; made here when not given, so that a lost answer makes no second run.
         `deadline`: seconds from now after which it expires. `retry`: `restart` where it may begin again after output
-        was shown. TypeError for what is no JSON."""
+        was shown. TypeError for what is no JSON, ValueError for a `key` that isn't 1 to 255 visible ASCII characters."""
+        if key is not None and not _KEY(key):
+            raise ValueError(f"{key!r} can't be an idempotency key: give 1 to 255 visible ASCII characters")
         asked: dict[str, object] = {"service": service, "input": input}
         chosen = {
             "lane": lane,
@@ -123,7 +127,7 @@ class AsyncClient:
             "pull": pull,
         }
         asked |= {name: value for name, value in chosen.items() if value is not None}
-        headers = (_JSON, ("idempotency-key", key or secrets.token_hex(16)))
+        headers = (_JSON, ("idempotency-key", secrets.token_hex(16) if key is None else key))
         return _decode(await self._call("POST", "/v1/runs", msgspec.json.encode(asked), headers), Run)
 
     async def get(self, run: str | Run) -> Run:
