@@ -113,7 +113,8 @@ class AsyncClient:
         """Make a run of the service with this input (JSON). `key`: idempotency key, so that the same run is submitted
         once however often that is tried; made here when not given, so that a lost answer makes no second run.
         `deadline`: seconds from now after which it expires. `retry`: `restart` where it may begin again after output
-        was shown. TypeError for what is no JSON, ValueError for a `key` that isn't 1 to 255 visible ASCII characters."""
+        was shown. TypeError for what is no JSON, ValueError for a `key` other than 1 to 255 visible ASCII characters.
+        """
         if key is not None and not _KEY(key):
             raise ValueError(f"{key!r} can't be an idempotency key: give 1 to 255 visible ASCII characters")
         asked: dict[str, object] = {"service": service, "input": input}
