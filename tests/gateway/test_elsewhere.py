@@ -295,13 +295,13 @@ async def test_thumbs_at_the_other_gateway_of_a_redis_trip_the_version_at_both(t
             for request_id in ids[1:]:
                 assert (await there.vote(request_id)) == (202, TAKEN)
             for gw in (one, other):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(15):
                     while await breaker(gw) != "open":
                         await asyncio.sleep(0.02)
             # Killed: what it remembered is gone, and that is said at once rather than waited for.
             first.send(signal.SIGKILL)
             await first.exit_code()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 while (found := await there.vote(ids[0]))[0] == 503:
                     pass
             assert found == (404, "unknown_request")

@@ -74,8 +74,9 @@ class RedisKept:
         self.place = parse(url)
         self._client: _Used | None = None
         self._open = False
-        #: What the names of channels begin with; of one slot, as the keys are.
-        self.channels = prefix = f"{self.place.prefix}{{kept}}"
+        prefix = f"{self.place.prefix}{{kept}}"
+        #: What the names of channels begin with; of one slot, as the keys are. All databases of a server share them.
+        self.channels = f"{prefix}:{self.place.db}" if self.place.db else prefix
         self._n, self._latest, self._log = f"{prefix}:n", f"{prefix}:latest", f"{prefix}:log"
         self._mark = f"{prefix}:put:"
 
