@@ -264,3 +264,22 @@ def test_owners_get_the_configured_lease_when_the_file_is_opened_again(tmp_path:
             await again.close()
 
     in_loop(body)
+
+
+def test_a_claim_expires_many_overdue_runs_in_portions(tmp_path: Path) -> None:
+    """Others, and signs of life, get their turn between."""
+    wall = [1_700_000_000.0]
+
+    async def body() -> None:
+        async with opened(tmp_path / "runs.db", lambda: wall[0]) as store:
+            await asyncio.gather(*(store.create(new(deadline=wall[0] + 1)) for _ in range(450)))
+            last, _ = await store.create(new())
+            wall[0] += 2
+            before = store.commits
+            claim = await store.claim(["auditor"], "w1", pull=True)
+            assert claim is not None
+            assert claim.run.id == last.id
+            assert store.commits - before == 5
+            assert await store.depth() == {"auditor": (0, 1)}
+
+    in_loop(body)

@@ -34,7 +34,7 @@ from unjam.runs.store.base import (
 )
 from unjam.runs.store.presence import OwnedStore
 from unjam.runs.store.sqlite_desk import Answers, Desk, Done, Job, Jobs, settle
-from unjam.runs.store.sqlite_ledger import Ledger
+from unjam.runs.store.sqlite_ledger import Again, Ledger
 from unjam.runs.store.sqlite_schema import INTACT, LOCKED, Displaced, Lock, code, connect, prepare, translated
 
 T = TypeVar("T")
@@ -146,7 +146,10 @@ class SqliteStore(OwnedStore):
         version: str | None = None,
         known: Sequence[str] = (),
     ) -> Claim | None:
-        return await self._write(self._ledger.claim, services, worker, pull, lanes, lease, version, known)
+        while True:
+            claim = await self._write(self._ledger.claim, services, worker, pull, lanes, lease, version, known)
+            if not isinstance(claim, Again):
+                return claim
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         check_size(*[event.data for event in events])

@@ -46,6 +46,14 @@ SHORT: Final = 4096
 _OVERDUE: Final = f"SELECT {COLUMNS} FROM runs WHERE deadline <= ? AND ended IS NULL ORDER BY deadline LIMIT ?"
 
 
+#: Overdue runs that one claim expires before others have their turn.
+OVERDUE: Final = 100
+
+
+class Again:
+    """In place of an answer: so much was done, ask again."""
+
+
 class Ledger(State):
     """Its methods do what those of the same names do in `base.Store`; they also raise sqlite3.Error."""
 
@@ -88,8 +96,11 @@ class Ledger(State):
         lease: float,
         version: str | None,
         known: Collection[str],
-    ) -> Claim | None:
+    ) -> Claim | Again | None:
+        self._expired = 0
         live = self._oldest(services, pull, lanes, version, known)
+        if self._expired >= OVERDUE:
+            return Again()
         if live is None:
             return None
         data = live.input
@@ -355,6 +366,9 @@ class Ledger(State):
                 break
             self._touch(live)
             self._end(live, "expire")
+            self._expired += 1
+            if self._expired >= OVERDUE:
+                return None
         if live is None or suits(live.run.version, version, known):
             return live
         now = self._clock()

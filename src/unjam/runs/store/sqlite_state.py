@@ -80,6 +80,8 @@ class State:
         #: Run → when its lease ends, by `monotonic`; its length.
         self._lent: dict[str, tuple[float, float]] = {}
         self._next_no = 1
+        #: By the claim that is under way.
+        self._expired = 0
         self._front = 0
         self._next_deadline: float | None = None
 
