@@ -25,6 +25,7 @@ import msgspec
 from unjam.core.load import DRAINING, REPORT_LIFE, LoadReport
 from unjam.core.spec import EndpointSpec
 from unjam.gateway import respond
+from unjam.gateway.closing import DISCARD, LINGER
 from unjam.gateway.loads import ACCEPTED, BAD_LOAD, LATE, hand_over, problem_of
 from unjam.gateway.members import BAD_REPORT, UNAUTHORIZED, Member, Members, Refused
 from unjam.gateway.parked import Parking
@@ -46,9 +47,6 @@ INTERVAL: Final = 2.0
 #: With more reporters than this, what they say waits for the next tick (100 ms at most) and is read all at once: a
 #: processor that is woken for each of 500 reports a second takes three times as long for one.
 MOST_AT_ONCE: Final = 64
-#: Bytes that are read and thrown away after an answer that ends the connection, and seconds that it lingers.
-DISCARD: Final = 262144
-LINGER: Final = 2.0
 
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="unjam"\r\n'
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"

@@ -1,5 +1,5 @@
-"""Server-sent events (WHATWG HTML, section 9.2) seen from the side: where events end, and two of them: `error`, and the
-agent's own judgement of its answer, `unjam.verdict`.
+"""Server-sent events (WHATWG HTML, section 9.2) as they pass by: where each one ends, and the two that tell something
+of the answer itself: `error`, and `unjam.verdict`, the agent's own judgement.
 
 The relay passes the bytes on untouched; this only follows them, over any splits and all three line ends, so that a
 heartbeat or an error event of ours never lands in the middle of an endpoint's event.
