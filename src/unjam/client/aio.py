@@ -281,9 +281,9 @@ async def _events(stream: Stream, after: int, hear: Callable[[], None]) -> Async
     while True:
         async with asyncio.timeout(SILENT):
             piece = await stream.read()
+        hear()  # also of its end, if that was a clean one
         if not piece:
             return
-        hear()
         for message in reader.feed(piece):
             event = _event(message, after)
             if event.seq < 0:
