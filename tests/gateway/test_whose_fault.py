@@ -77,13 +77,54 @@ async def test_slow_readers_say_nothing_of_their_version() -> None:
             await call.write(bytes(1 << 20))
 
     agent = await Agent(endless).start()
-    async with gateway(agent, config=config(agent, "connect: 1s, timeout: 1s")) as gw:
+    async with gateway(agent, config=config(agent, "connect: 1s, timeout: 3s")) as gw:
         wires = await opened(gw, GET)
         # They do read, only less than there is.
         for wire in wires:
             await wire.reader.readexactly(100)
         await all_ended(gw)
         assert (outcomes(gw), tripped(gw)) == ({Outcome.CANCELLED: CALLS}, False)
+
+
+@in_loop
+async def test_an_agent_that_gives_up_on_slow_readers_is_not_to_blame() -> None:
+    enough, full = asyncio.Event(), asyncio.Event()
+
+    async def gives_up(call: Call) -> None:
+        await call.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100000000\r\n\r\n")
+        call.writer.write(bytes(100 << 10))
+        while call.writer.transport.get_write_buffer_size() < 1 << 16:
+            call.writer.write(bytes(1 << 20))
+            await asyncio.sleep(0.01)
+        full.set()
+        await enough.wait()
+        call.abort()
+
+    agent = await Agent(gives_up).start()
+    async with gateway(agent, config=config(agent)) as gw:
+        wire = await gw.connect()
+        await wire.send(GET)
+        await full.wait()
+        await until(lambda: any(client.write_paused for client in gw.gateway.clients))
+        await asyncio.sleep(1.2)  # most of the time that it lasts
+        enough.set()
+        assert len(await wire.closed()) > 100 << 10
+        await gw.settled()
+        assert (outcomes(gw), tripped(gw)) == ({Outcome.CANCELLED: 1}, False)
+
+
+@in_loop
+async def test_an_agent_that_breaks_off_is_whoever_reads() -> None:
+    async def breaks_off(call: Call) -> None:
+        await call.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100000000\r\n\r\n")
+        await call.write(bytes(1 << 20))
+        call.abort()
+
+    agent = await Agent(breaks_off).start()
+    async with gateway(agent, config=config(agent)) as gw:
+        await asyncio.gather(*(wire.closed() for wire in await opened(gw, GET)))
+        await all_ended(gw)
+        assert (outcomes(gw), tripped(gw)) == ({Outcome.TRUNCATED: CALLS}, True)
 
 
 @in_loop

@@ -52,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "read_paused",
         "reader",
         "secure",
+        "stalled_for",
         "stalled_since",
         "transport",
         "write_paused",
@@ -76,6 +77,8 @@ class ClientConnection(asyncio.Protocol):
         self.read_paused = False
         self.write_paused = False
         self.stalled_since = 0.0
+        #: Seconds, without the stall under way; of the exchange in which it last stalled.
+        self.stalled_for = 0.0
         self.head_since = 0.0
         self.last_read = 0.0
         self.discard_left = 0
@@ -150,15 +153,18 @@ class ClientConnection(asyncio.Protocol):
         self.inbox = self._forwarded = b""
 
     def pause_writing(self) -> None:
+        exchange = self.exchange
+        if exchange is not None and self.stalled_since < exchange.arrived:
+            self.stalled_for = 0.0
         self.write_paused = True
         self.stalled_since = monotonic()
         self.look(self.stalled_since + self.gateway.settings.stall_timeout)
-        exchange = self.exchange
         if exchange is not None and exchange.upstream is not None:
             exchange.upstream.hold_reading()
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self.stalled_for += monotonic() - self.stalled_since
         exchange = self.exchange
         if exchange is None:
             if self.mode == AHEAD:  # its last answer has gone out far enough to make another

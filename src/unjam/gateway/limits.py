@@ -59,7 +59,7 @@ def enforce(exchange: Exchange, now: float) -> float:
 
 def _timed_out(exchange: Exchange, now: float, reason: str, message: str) -> float:
     outcome = Outcome.TIMEOUT
-    if exchange.state == TUNNELLING or exchange.client.write_paused or retries.still_sending(exchange):
+    if exchange.state == TUNNELLING or retries.slow_reader(exchange, now) or retries.still_sending(exchange):
         # How long a tunnel lasts, and its silence, is up to both sides; and a client that neither sends nor reads what
         # there is must not be able to make a version look bad.
         outcome = Outcome.CANCELLED

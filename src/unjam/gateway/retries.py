@@ -23,6 +23,21 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 STALE = 1.0
 
 
+#: A client that has been waited for during this part of an answer, and for so many seconds, is what made it last.
+HELD_UP = 0.25
+HELD_UP_LEAST = 1.0
+
+
+def slow_reader(exchange: Exchange, now: float) -> bool:
+    """The answer under way has waited for its client more than for its endpoint, as far as the endpoint can tell: its
+    patience may have ended, or ours."""
+    client = exchange.client
+    if client.stalled_since < exchange.first_byte or not exchange.first_byte:
+        return False
+    stalled = client.stalled_for + (now - client.stalled_since if client.write_paused else 0.0)
+    return stalled > max(HELD_UP_LEAST, HELD_UP * (now - exchange.first_byte))
+
+
 def still_sending(exchange: Exchange) -> bool:
     """Its request is not whole, and that is not for want of an endpoint that reads it."""
     return not exchange.body_done and not exchange.client.read_paused
@@ -113,12 +128,13 @@ def _again(
 def lost(exchange: Exchange) -> None:
     """The endpoint's connection went away in the middle."""
     connection, exchange.upstream = exchange.upstream, None
+    now = monotonic()
     if exchange.state == RELAYING:
-        exchange.cut(Outcome.TRUNCATED, "endpoint_lost", "The agent's connection was lost before its answer ended.")
+        outcome = Outcome.CANCELLED if slow_reader(exchange, now) else Outcome.TRUNCATED
+        exchange.cut(outcome, "endpoint_lost", "The agent's connection was lost before its answer ended.")
         return
     lease = exchange.lease
     assert lease is not None
-    now = monotonic()
     # Half a request is nothing that an endpoint can fail at: it may have waited for the rest as long as it could.
     unasked = still_sending(exchange)
     outcome = Outcome.CANCELLED if unasked else Outcome.SERVER_ERROR
