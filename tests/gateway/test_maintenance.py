@@ -211,11 +211,15 @@ async def test_who_reads_json_as_well_is_not_sent_events() -> None:
 async def test_a_websocket_is_closed_with_the_message_as_its_reason() -> None:
     agent = await gone()
     async with gateway(config=config(agent)) as gw:
-        async with websockets.connect(f"ws://127.0.0.1:{gw.port}/chat") as socket:
-            with pytest.raises(websockets.ConnectionClosed) as caught:
-                await socket.recv()
-        assert caught.value.rcvd is not None
-        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1013, MESSAGE)
+        # Browsers fail a handshake that takes none of the subprotocols they offer, and show no reason then.
+        for offered, taken in ((None, None), (["chat.v2", "chat.v1"], "chat.v2")):
+            url = f"ws://127.0.0.1:{gw.port}/chat"
+            async with websockets.connect(url, subprotocols=offered) as socket:  # type: ignore[arg-type]
+                assert socket.subprotocol == taken
+                with pytest.raises(websockets.ConnectionClosed) as caught:
+                    await socket.recv()
+            assert caught.value.rcvd is not None
+            assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1013, MESSAGE)
         await gw.settled()
 
 

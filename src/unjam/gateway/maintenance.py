@@ -19,6 +19,7 @@ from unjam.wire.dialects.maintenance import WORDS, Form, maintenance_body, statu
 if TYPE_CHECKING:
     from unjam.core.model import Refusal
     from unjam.gateway.exchange import Exchange
+    from unjam.wire.http1 import RequestHead
 
 #: Close code of RFC 6455's registry: "Try Again Later".
 TRY_AGAIN_LATER: Final = 1013
@@ -30,6 +31,7 @@ _PATHS: Final[tuple[tuple[str, Form], ...]] = (
     ("/responses", "response"),
 )
 
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
 
 
@@ -66,7 +68,7 @@ def answer(exchange: Exchange, refusal: Refusal) -> tuple[int, bytes]:
     """The status, and the whole answer, a closed WebSocket's too; `exchange.client.keep_alive` is settled before."""
     head = exchange.head
     if head.upgrade is not None:
-        return refusal.status, _closed_socket(head.known.get(b"sec-websocket-key", b""), refusal.message)
+        return refusal.status, _closed_socket(head, refusal.message)
     asked = _asked(exchange)
     form = _form(exchange)
     status = status_of(form, refusal.status)
@@ -135,10 +137,15 @@ def _weight(value: str) -> float:
     return min(float(value), 1.0) if _WEIGHT.fullmatch(value) else 1.0
 
 
-def _closed_socket(key: bytes, message: str) -> bytes:
-    """Browsers show nothing of a refused handshake; a close's code and reason they do."""
+def _closed_socket(head: RequestHead, message: str) -> bytes:
+    """Browsers show nothing of a refused handshake; a close's code and reason they do. Nor of one that takes none of
+    the subprotocols they offer: the first is as good as any, as nothing is said in it."""
+    offered = head.known.get(b"sec-websocket-protocol", b"").partition(b",")[0].strip()
     return (
         respond.status_line(101)
-        + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %b\r\n\r\n" % websocket.accept_for(key)
+        + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %b\r\n"
+        % websocket.accept_for(head.known.get(b"sec-websocket-key", b""))
+        + (b"Sec-WebSocket-Protocol: %b\r\n" % offered if _TOKEN(offered) else b"")
+        + b"\r\n"
         + frames.close(TRY_AGAIN_LATER, message)
     )
