@@ -20,7 +20,7 @@ from unjam.core.load import LoadReport
 from unjam.core.model import Lease, Request
 from unjam.core.spec import EndpointSpec, RegionSpec, ServiceSpec, Topology, VersionSpec
 from unjam.telemetry import logs
-from unjam.telemetry.accesslog import AccessLog
+from unjam.telemetry.accesslog import AccessLog, Entry
 from unjam.telemetry.collector import render
 
 from .fleet import Fleet, endpoint
@@ -269,10 +269,7 @@ async def test_a_planted_secret_appears_in_no_log_metric_traceback_or_page(tmp_p
             assert answer.status_code == 500
             seen.append(answer.text)
             rejections.reject("bad_token", "192.0.2.1")
-            access.write(
-                "id", "192.0.2.1", None, "GET", "/api/state", None, None, None, None, 401, "refused", "bad_key",
-                0, 0, 0.0, None, None, 0.001, 0, None,
-            )  # fmt: skip
+            access.write(Entry("id", "192.0.2.1", None, "GET", "/api/state", 401, "refused", "bad_key", duration=0.001))
             access.close()
             seen.append(render(admin.fleet.metrics())[0].decode())
     finally:
