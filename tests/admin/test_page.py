@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from unjam.admin import page
+from unjam.admin import frame, page
 from unjam.core.balancer import Balancer
 from unjam.core.load import LoadReport
 from unjam.core.model import Lease, Request
@@ -215,8 +215,8 @@ def test_it_keeps_to_its_own_policy() -> None:
     html = page.render(Fleet().snapshot(), True, "")
     (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}'" in page.CSP
-    assert "unsafe" not in page.CSP
+    assert f"style-src 'sha256-{digest}'" in frame.CSP
+    assert "unsafe" not in frame.CSP
     for tag, attributes in Reader(html).tags:
         assert tag not in ("script", "img", "iframe", "object", "form")
         assert not any(name == "style" or name.startswith("on") for name in attributes)
@@ -225,11 +225,11 @@ def test_it_keeps_to_its_own_policy() -> None:
 
 
 def test_refresh() -> None:
-    assert page.parse_refresh(None) == page.DEFAULT_REFRESH
+    assert frame.parse_refresh(None) == frame.DEFAULT_REFRESH
     for text in ("x", "-1", "1e3", "99999", "", "\u0661"):
-        assert page.parse_refresh(text) == page.DEFAULT_REFRESH
-    assert page.parse_refresh("10") == 10
-    assert page.parse_refresh("9999") == page.MAX_REFRESH
+        assert frame.parse_refresh(text) == frame.DEFAULT_REFRESH
+    assert frame.parse_refresh("10") == 10
+    assert frame.parse_refresh("9999") == frame.MAX_REFRESH
     assert ("meta", {"http-equiv": "refresh", "content": "2"}) in show().tags
     assert not any(attributes.get("http-equiv") for _, attributes in show(refresh=0).tags)
 
@@ -239,7 +239,7 @@ async def test_it_is_served_with_its_policy() -> None:
     async with served() as admin:
         answer = await admin.client.get("/", params={"refresh": "5"})
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        assert answer.headers["content-security-policy"] == page.CSP
+        assert answer.headers["content-security-policy"] == frame.CSP
         assert 'content="5"' in answer.text
 
 
@@ -269,7 +269,7 @@ async def test_a_planted_secret_appears_in_no_log_metric_traceback_or_page(tmp_p
             assert answer.status_code == 500
             seen.append(answer.text)
             rejections.reject("bad_token", "192.0.2.1")
-            access.write(Entry("id", "192.0.2.1", None, "GET", "/api/state", 401, "refused", "bad_key", duration=0.001))
+            access.write(Entry("id", "192.0.2.1", None, "GET", "/api/state", 401, "refused", "bad_key"))
             access.close()
             seen.append(render(admin.fleet.metrics())[0].decode())
     finally:

@@ -157,7 +157,7 @@ CHANGES = [
 def test_the_latest_changes_say_who_when_from_and_to() -> None:
     text = Reader(page.render({}, True, "", 0, CHANGES)).text
     for words in (
-        "when who what from to why",
+        "when (UTC) who what from to why",
         "16:19:43 2026-11-22 alice weight agent/v8 10 12.5",
         "gw-1 rollout agent running, 1 % rolled back, 0 % its breaker tripped",
         "bob drain http://10.0.0.1:9000 in use draining",
@@ -204,7 +204,7 @@ def test_nothing_of_it_is_taken_for_markup() -> None:
 async def test_the_page_reads_the_audit_log() -> None:
     async with served() as admin:
         text = Reader((await admin.client.get("/")).text).text
-        assert "Changes when who what" in text
+        assert "Changes when (UTC) who what" in text
 
 
 @in_loop

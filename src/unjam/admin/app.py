@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from unjam.admin import page
+from unjam.admin import frame, page
 from unjam.admin.auth import Guard, Hosts, Token, error
 from unjam.admin.body import BadBody, Name, Nothing, read_body
 from unjam.admin.control import Control, ControlRefused, Rows
@@ -126,15 +126,22 @@ class _Api:
         self._log.info("control", who=_who(request), action=action, target=target, **{"from": old, "to": new})
 
     async def page(self, request: Request) -> Response:
-        refresh = page.parse_refresh(request.query_params.get("refresh"))
+        refresh = frame.parse_refresh(request.query_params.get("refresh"))
         ready, why = self._control.ready()
         if refresh:
             refresh = max(refresh, math.ceil(self._page_cost / PAGE_SHARE))
         changes, trouble = await self._latest()
         start = perf_counter()
-        html = page.render(self._control.snapshot(), ready, why, refresh, changes, trouble)
+        html = page.render(self._control.snapshot(), ready, why, refresh, changes, trouble, self._has_runs())
         self._page_cost = perf_counter() - start
-        return Response(html, media_type="text/html", headers={"content-security-policy": page.CSP})
+        return frame.answer(html)
+
+    def _has_runs(self) -> bool:
+        try:
+            self._control.runs()
+        except ControlRefused:
+            return False
+        return True
 
     async def _latest(self) -> tuple[Rows, str]:
         """The latest changes, or why they can't be read: the page is for nights on which the store is away, too. Those

@@ -21,6 +21,14 @@ def dim(text: str) -> str:
     return f'<span class="dim">{escape(_UNIT.sub(STAY, text))}</span>' if text else ""
 
 
+def clock(at: object) -> str:
+    """A time of RFC 3339 in UTC: the time of day, and the date below it. Empty for None."""
+    said = "" if at is None else str(at)
+    date, _, time = said.partition("T")
+    shown = f"{escape(time[:8])}<small>{escape(date)}</small>" if time else escape(said)
+    return f'<time datetime="{escape(said)}">{shown}</time>' if said else ""
+
+
 def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from unjam.admin.markup import clip, dim, meter, number, percent, pill, seconds
+from unjam.admin.markup import clip, clock, dim, meter, number, percent, pill, seconds
 from unjam.telemetry import endpoints as read
 
 _BREAKER: Final = {"closed": "ok", "open": "bad"}
@@ -16,6 +16,7 @@ _ROLLOUT: Final = {"running": "note", "paused": "warn", "promoted": "ok", "rolle
 NEAR: Final = 0.5
 #: Characters of a value or reason in the table of changes.
 _LONGEST: Final = 160
+_EVIDENCE: Final = "what speaks against the version just now, of what trips its breaker"
 
 
 def head(name: str, version: Mapping[str, Any], total: float) -> str:
@@ -60,7 +61,8 @@ def _evidence(breaker: Mapping[str, Any]) -> str:
             continue
         share = clip(found / most)
         said = f"{words} {number(found)} of {number(most)}"
-        out += f'<span class="gauge">{meter(share, "near" if share >= NEAR else "fast")}{escape(said)}</span>'
+        drawn = meter(share, "near" if share >= NEAR else "fast")
+        out += f'<span class="gauge" title="{_EVIDENCE}">{drawn}{escape(said)}</span>'
     return out
 
 
@@ -132,8 +134,8 @@ def changes(rows: Sequence[Mapping[str, Any]], trouble: str = "") -> str:
         return ""
     else:
         body = (
-            '<table class="c"><thead><tr><th class="w">when</th><th class="w a">who</th><th>what</th><th>from</th>'
-            '<th>to</th><th class="y a">why</th></tr></thead><tbody>'
+            '<table class="c"><thead><tr><th class="w">when (UTC)</th><th class="w a">who</th><th>what</th>'
+            '<th>from</th><th>to</th><th class="y a">why</th></tr></thead><tbody>'
             + "".join(_change(each) for each in rows)
             + "</tbody></table>"
         )
@@ -141,12 +143,9 @@ def changes(rows: Sequence[Mapping[str, Any]], trouble: str = "") -> str:
 
 
 def _change(row: Mapping[str, Any]) -> str:
-    at = str(row.get("at", ""))
-    date, _, clock = at.partition("T")
     kind, _, of = str(row.get("key", "")).partition("/")
-    time = f"{escape(clock[:8])}<small>{escape(date)}</small>" if clock else escape(at)
     return (
-        f'<tr><td class="num"><time datetime="{escape(at)}">{time}</time></td>'
+        f'<tr><td class="num">{clock(row.get("at"))}</td>'
         f'<td class="a">{_short(row.get("who"))}</td><td>{_short(kind)} <b>{_short(of)}</b></td>'
         f"<td>{_value(kind, row.get('before'))}</td><td>{_value(kind, row.get('after'))}</td>"
         f'<td class="a">{_short(row.get("why"))}</td></tr>'
