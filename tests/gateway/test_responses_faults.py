@@ -253,6 +253,22 @@ async def test_a_stream_that_is_up_to_date_costs_no_copy_of_the_text() -> None:
         first.writer.close()
 
 
+@in_loop
+async def test_a_key_that_is_used_again_gives_the_response_as_it_stands() -> None:
+    """Ended ones with their output: whoever gets one asks for it no more."""
+    async with runs_gateway() as running:
+        api = await Api.connect(running)
+        answers = []
+        for step in range(3):
+            status, found = await api.call("POST", "/v1/responses", RESPONSE, "Idempotency-Key: k\r\n")
+            answers.append((status, found["status"], [item["content"][0]["text"] for item in found["output"]]))
+            if step == 0:
+                claim = await api.claim()
+            elif step == 1:
+                await api.finish(claim, "all done")
+        assert answers == [(200, "queued", []), (200, "in_progress", []), (200, "completed", ["all done"])]
+
+
 def test_streams_have_one_text_in_common_wherever_they_stand() -> None:
     size, number = 100_000, 60
     log = [Event(at, "delta", b'"%b"' % (b"%c" % (97 + at % 26) * size), 0.0) for at in range(number)]

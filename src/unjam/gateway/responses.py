@@ -143,7 +143,7 @@ class Responses:
         if asked.get("stream") is True:
             self._follow(exchange, run, -1)
             return None
-        return _answer(_unfinished(run))
+        return await self._shown(run)  # of a repeated key it may have ended
 
     def _service(self, exchange: LocalExchange, model: str) -> tuple[Service, bool]:
         """The service for a model, and whether it is called at its own path: it is unless it serves this API. Raises
