@@ -19,7 +19,7 @@ from websockets.asyncio.server import broadcast as tell_all
 from websockets.http11 import Request, Response
 
 from unjam.gateway import descriptors
-from unjam.gateway.server import BACKLOG
+from unjam.gateway.listeners import BACKLOG
 
 
 async def websockets(port: int, ping_every: float) -> None:
