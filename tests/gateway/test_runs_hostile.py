@@ -267,3 +267,18 @@ async def test_a_key_for_some_services_is_given_whole_pages_of_their_runs() -> N
             assert page["next"] in visible
             before = f"&before={page['next']}"
         assert pages == [visible[:4], visible[4:8], visible[8:]]
+
+
+@in_loop
+async def test_a_socket_goes_by_the_limits_that_a_reload_sets() -> None:
+    base = f"listen: 127.0.0.1:0\nadmin: off\naccess_log: off\n{SERVICES}"
+    given = ["runs: {max_input: 10KiB}\n"]
+    async with (
+        gateway(config=given[0] + base, reload=lambda: parse(given[0] + base, {})) as running,
+        talk(running) as client,
+    ):
+        small = (await client.ask("hello"))["max_message"]
+        given[0] = "runs: {max_input: 300KiB}\n"
+        assert await running.server.reload() == []
+        assert (await client.ask("hello"))["max_message"] > small
+        assert len(await client.create(input="x" * 250_000)) == 31

@@ -263,9 +263,7 @@ class RunSocket(Handler):
         return True
 
     def check(self) -> None:
-        """The keys may have changed, or what they are for."""
-        if self.caller is NOBODY:
-            return
+        """The keys may have changed, or what they are for. Not of one that hasn't said yet who it is."""
         try:
             caller = self.caller = self._shared.durable.gateway.settings.keyring.renewed(self.caller)
         except KeyError:
@@ -409,7 +407,8 @@ class RunSockets:
         sockets.stall = min(STALL, self.durable.gateway.settings.stall_timeout)
         for connection in list(sockets.held):
             handler = connection.handler
-            if isinstance(handler, RunSocket):
+            if isinstance(handler, RunSocket) and handler.caller is not NOBODY:
+                connection.restrict(sockets.limits)
                 handler.check()
 
     def welcome(self, ref: str | int | None) -> said.Welcome:
