@@ -172,7 +172,7 @@ def test_the_worst_page_is_bounded() -> None:
 @in_loop
 async def test_a_page_becomes_what_is_known_of_the_endpoint() -> None:
     agent = await with_page(vllm()).start()
-    async with gateway(agent, config=configured(agent)) as running:
+    async with gateway(agent, config=configured(agent, load="{metrics: {engine: vllm, interval: 300ms}}")) as running:
         await until_pulled(running, "metrics", "ok", 3)
         assert source(running, agent, "metrics")["in_flight"] == 4
         assert agent.connections == 1, "the connection is used again"
