@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,8 @@ async def test_it_goes_on_where_it_was_after_the_gateway_was_killed(tmp_path: Pa
                 await admin.post("/api/rollout", service="agent", action="promote")
                 while await admin.weights() != {"v7": 50.0, "v8": 50.0}:
                     await asyncio.sleep(0.02)
+                while (await rollout_of(admin))["held"] < 2.0:
+                    await asyncio.sleep(0.02)
             child.send(signal.SIGKILL)
         await child.exit_code()
         async with process(path) as (_, admin, _port):
@@ -194,6 +198,10 @@ async def test_it_goes_on_where_it_was_after_the_gateway_was_killed(tmp_path: Pa
                     await asyncio.sleep(0.02)
             row = await rollout_of(admin)
             assert (row["state"], row["share"], row["why"]) == ("running", 0.5, "promoted by hand")
+            # All the time since the step began, by the log, is time held.
+            (change, *_) = await admin.changes(key="rollout/agent")
+            begun = datetime.fromisoformat(change["at"]).timestamp()
+            assert time.time() - begun - 2.0 < row["held"] <= time.time() - begun + 1.0
             assert await admin.weights() == {"v7": 50.0, "v8": 50.0}
 
 

@@ -166,6 +166,11 @@ class Changes:
         change = self._latest.get(key)
         return None if change is None else change.after
 
+    def age(self, key: str) -> float:
+        """Seconds since that was decided, by the wall clock: nothing else outlives a process. 0 where nothing was."""
+        change = self._latest.get(key)
+        return 0.0 if change is None else max(0.0, time.time() - change.at)
+
     async def history(self, limit: int, before: int | None, key: str | None) -> list[Change]:
         """As `Kept.history`. Raises KeptError, TimeoutError."""
         async with asyncio.timeout(PATIENCE):

@@ -142,6 +142,9 @@ class Rollouts:
             and self._restored(rollout, service, kept, now)
         ):
             self._rollouts[name] = rollout
+            if rollout.promotion.state == "running":
+                # What it had held when that was kept, and what has passed since.
+                rollout.promotion.since -= self._changes.age(f"rollout/{name}")
             weights = rollout.weights(rollout.share)
             if rollout.before.keys() != {version.name for version in service.versions}:
                 self._regroup(service, rollout)
