@@ -238,6 +238,11 @@ def test_why_concludes(unjam: Unjam, admin: Any, one: dict[str, Any], words: lis
             "It gets nothing because its health checks fail; it is ejected for 9 s more.",
         ),
         (["breaker open"], "It gets nothing because its version's breaker is open."),
+        (["version has had its share"], "It gets nothing because its version has had its share."),
+        (
+            ["version has had its share of fast runs"],
+            "It gets less because its version has had its share of fast runs.",
+        ),
         (["no more heavy work"], "It gets no heavy work because heavy work has its share of the slots already."),
         (
             ["others use 40 % of its CPU", "no heavy work: 1.2 GiB free, one needs 2.0 GiB"],

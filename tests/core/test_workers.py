@@ -105,6 +105,132 @@ def test_a_version_without_weight_gets_nothing() -> None:
     assert made.workers.lanes(new, BOTH, 0.0) == BOTH
 
 
+def divide(made: Balancer, worker: Worker, now: float = 0.0) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Lanes of which it may have anything, and of which only what is its version's."""
+    assert made.workers.lanes(worker, BOTH, now)
+    division = made.workers.divide(worker, BOTH, now, 15.0)
+    assert division is not None
+    return division.free, division.held
+
+
+def begin(made: Balancer, worker: Worker, now: float = 0.0, lane: str = "fast") -> Lease | None:
+    """It claims a run that is nobody's yet; None: it may not."""
+    assert made.workers.lanes(worker, BOTH, now)
+    division = made.workers.divide(worker, BOTH, now, 15.0)
+    assert division is not None
+    if lane not in division.free:
+        return None
+    for of, turns in division.turns.items():
+        turns.begin(worker.pool.version.name)
+        turns.end(worker.pool.version.name, began=of == lane, otherwise=True)
+    return made.workers.start(worker, "RUN s1", lane, "", now)
+
+
+def asking(made: Balancer, now: float = 0.0, slots: int = 1000) -> tuple[Worker, Worker]:
+    """One of each version; v8 has nine parts in ten."""
+    old = hear(made, "old", slots, now, version="v7", asks=BOTH)
+    return old, hear(made, "new", slots, now, version="v8", asks=BOTH)
+
+
+def test_weights_divide_what_workers_of_two_versions_claim() -> None:
+    made = two_versions()
+    old, new = asking(made)
+    begun = [begin(made, old) or begin(made, new) for _ in range(100)]
+    assert [each is not None and each.version.name for each in begun].count("v7") == 10
+    assert begin(made, old)
+    assert divide(made, old) == (("heavy",), ("fast",))
+    assert old.refusal == "version has had its share of fast runs"
+    assert begin(made, old, lane="heavy") is not None
+    assert divide(made, old) == ((), BOTH)
+    assert old.refusal == "version has had its share"
+    assert seen(made, "old", "v7")["why"] == ["version has had its share"]
+
+
+def test_a_version_alone_is_not_counted_nor_kept() -> None:
+    made = two_versions()
+    old = hear(made, "old", 1000, version="v7", asks=BOTH)
+    quiet = hear(made, "quiet", 1000, version="v8")  # seen by its signs of life only
+    anybody = hear(made, "anybody", 1000, asks=BOTH)  # doesn't say what it is: takes what comes
+    assert (quiet.asks, anybody.asks) == ((), ())
+    assert all(begin(made, old) for _ in range(50))
+
+
+def test_nobody_waits_for_workers_that_are_gone_or_cannot() -> None:
+    made = two_versions()
+    old, new = asking(made)
+    assert begin(made, old)
+    assert not begin(made, old)
+    assert not begin(made, hear(made, "old", 1000, 14.0, version="v7", asks=BOTH), 14.0)
+    assert made.workers.stirred(made.services, 14.0, 15.0) == set()
+    assert made.workers.stirred(made.services, 16.0, 15.0) == {"s"}
+    assert begin(made, old, 16.0)  # v8 was not heard of for 15 s
+    for now, problem in ((20.0, "drained"), (21.0, "breaker"), (22.0, "weight")):
+        hear(made, "new", 1000, now, version="v8", asks=BOTH)
+        hear(made, "old", 1000, now, version="v7", asks=BOTH)
+        assert begin(made, old, now)
+        assert not begin(made, old, now)
+        made.drain(new, problem == "drained", now)
+        if problem == "breaker":
+            made.trip("s", "v8", now)
+        if problem == "weight":
+            made.set_weight("s", "v8", 0.0, now)
+        assert begin(made, old, now), problem
+        made.drain(new, False, now)
+        made.reset("s", "v8", now)
+
+
+def test_who_waits_is_told_of_new_weights_whoever_found_them_first() -> None:
+    made = two_versions()
+    old, new = asking(made)
+    assert begin(made, old)
+    assert not begin(made, old)
+    made.set_weight("s", "v7", 8.0, 0.0)
+    assert begin(made, new)
+    assert made.workers.stirred(made.services, 0.0, 15.0) == {"s"}
+    assert made.workers.stirred(made.services, 0.0, 15.0) == set()
+
+
+def test_those_at_work_with_all_their_slots_hold_others_back_as_long_as_they_live() -> None:
+    made = two_versions()
+    old, new = asking(made, slots=1)
+    running = begin(made, new)
+    assert running is not None
+    made.finish(begin(made, old) or running, OK, 0.0)
+    for now in (10.0, 20.0, 30.0):
+        new.seen = now
+        hear(made, "old", 1, now, version="v7", asks=BOTH)
+        assert not begin(made, old, now)
+    made.finish(running, OK, 31.0)
+    # It has room, and has not asked for half a minute: it leaves, or asks elsewhere.
+    assert begin(made, old, 31.0)
+
+
+def test_a_version_that_ramps_gets_its_part_and_nobody_waits_for_it() -> None:
+    made = two_versions(breaker=BreakerSpec(open=10.0))
+    old, new = asking(made)
+    made.trip("s", "v8", 0.0)
+    made.tick(11.0)
+    version = made.services["s"].versions[1]
+    assert 0.0 < version.share < 1.0
+    old, new = asking(made, 11.0)
+    begun = 0
+    for _ in range(300):
+        running = begin(made, new, 11.0) if made.workers.lanes(new, BOTH, 11.0) else None
+        begun += running is not None
+        assert begin(made, old, 11.0)
+    assert version.share == pytest.approx(0.01)
+    assert begun == 3  # 0.9 % of 300, of which the first comes first
+
+
+def test_what_only_some_ask_for_is_divided_among_them() -> None:
+    made = two_versions()
+    old = hear(made, "old", 1000, version="v7", asks=("fast", "heavy"))
+    hear(made, "new", 1000, version="v8", asks=("fast",))
+    assert begin(made, old)
+    assert not begin(made, old)
+    assert all(begin(made, old, lane="heavy") for _ in range(20))
+
+
 def test_failing_runs_open_the_breaker_of_the_version_for_requests_and_workers() -> None:
     made = two_versions(ejection=EjectionSpec(failures=1000))
     worker = hear(made, slots=100, version="v7")

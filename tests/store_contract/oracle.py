@@ -95,11 +95,15 @@ class Oracle:
     def of(self, service: str) -> list[Known]:
         return [run for run in self.runs if run.service == service]
 
-    def claimable(self, services: list[str], lanes: list[str], version: str | None, known: list[str]) -> list[Known]:
+    def claimable(
+        self, services: list[str], lanes: list[str], version: str | None, known: list[str], pinned: bool
+    ) -> list[Known]:
         """In their order; only of the first lane that has one."""
         for lane in lanes:
             waiting = [r for r in self.runs if r.status == "queued" and r.lane == lane and r.service in services]
-            if version is not None:
+            if pinned:
+                waiting = [r for r in waiting if r.version is not None and r.version == version]
+            elif version is not None:
                 waiting = [r for r in waiting if r.version in (None, version) or r.version not in known]
             if waiting:
                 return sorted(waiting, key=lambda run: run.place)

@@ -73,6 +73,7 @@ CALLS: list[tuple[str, int, dict[str, st.SearchStrategy[Any]]]] = [
             "lanes": st.sampled_from([["fast", "heavy"], ["heavy"], ["heavy", "fast"]]),
             "version": st.sampled_from([None, "v1", "v2"]),
             "known": st.sampled_from([["v1", "v2"], ["v1", "v2"], ["v2"], []]),
+            "pinned": st.sampled_from([False, False, False, True]),
         },
     ),
     ("append", 4, owners | {"turn": batches, "count": counts}),
@@ -192,10 +193,19 @@ class Sequences(RuleBasedStateMachine):
         assert run.id == known.id
         self.touched = known
 
-    def claim(self, asked: list[str], lanes: list[str], version: str | None, known: list[str]) -> None:
-        may = self.oracle.claimable(asked, lanes, version, known)
+    def claim(self, asked: list[str], lanes: list[str], version: str | None, known: list[str], pinned: bool) -> None:
+        may = self.oracle.claimable(asked, lanes, version, known, pinned)
         claim = self.ask(
-            self.h.store.claim(asked, "w", pull=True, lanes=lanes, lease=self.h.lease, version=version, known=known)
+            self.h.store.claim(
+                asked,
+                "w",
+                pull=True,
+                lanes=lanes,
+                lease=self.h.lease,
+                version=version,
+                known=known,
+                pinned=pinned,
+            )
         )
         assert not isinstance(claim, str)
         if claim is None:
@@ -205,6 +215,7 @@ class Sequences(RuleBasedStateMachine):
             may = may[:1]
         assert claim.run.id in [known.id for known in may]
         [self.touched] = [known for known in may if known.id == claim.run.id]
+        assert claim.pinned == (version is not None and self.touched.version == version)
         attempt = self.oracle.claim(self.touched, version)
         assert claim.checkpoint == self.touched.checkpoint
         assert data(self.run(self.h.log(claim.run.id))[-1]) == attempt

@@ -14,8 +14,10 @@ from .harness import Harness, ids
 BOTH = ("v1", "v2")
 
 
-async def maybe(h: Harness, version: str | None, known: Sequence[str] = BOTH, service: str = "auditor") -> Claim | None:
-    return await h.store.claim([service], "w", pull=True, lease=h.lease, version=version, known=known)
+async def maybe(
+    h: Harness, version: str | None, known: Sequence[str] = BOTH, service: str = "auditor", pinned: bool = False
+) -> Claim | None:
+    return await h.store.claim([service], "w", pull=True, lease=h.lease, version=version, known=known, pinned=pinned)
 
 
 async def claimed(h: Harness, version: str | None, known: Sequence[str] = BOTH, service: str = "auditor") -> Claim:
@@ -94,6 +96,48 @@ async def test_the_first_lane_that_has_one_that_suits(h: Harness) -> None:
     await h.create(version="v1", lane="fast")
     heavy = await h.create(version="v2", lane="heavy")
     assert (await claimed(h, "v2")).run.id == heavy.id
+
+
+async def test_a_version_may_ask_only_for_what_is_its_own(h: Harness) -> None:
+    free = await h.create()
+    others = [await h.create(version="v1"), await h.create(version="gone")]
+    assert await maybe(h, "v2", pinned=True) is None
+    mine = await h.create(version="v2", lane="heavy")
+    claim = await maybe(h, "v2", pinned=True)
+    assert claim is not None
+    assert (claim.run.id, claim.run.version, claim.pinned) == (mine.id, "v2", True)
+    await h.store.release(mine.id, claim.run.fence)
+    again = await maybe(h, "v2", pinned=True)
+    assert again is not None
+    assert (again.run.id, again.run.fence) == (mine.id, 2)
+    assert await maybe(h, "v2", pinned=True) is None
+    assert await maybe(h, "v2", known=(), pinned=True) is None  # what holds nobody is nobody's own
+    assert await maybe(h, None, pinned=True) is None
+    left = [(await claimed(h, None)).run.id for _ in range(3)]
+    assert sorted(left) == sorted(ids([free, *others]))
+
+
+async def test_what_is_its_own_is_found_behind_what_is_nobody_s(h: Harness) -> None:
+    for _ in range(LOOKED - 1):
+        await h.create()
+    mine = await h.create(version="v2")
+    claim = await maybe(h, "v2", pinned=True)
+    assert claim is not None
+    assert claim.run.id == mine.id
+
+
+async def test_a_claim_says_whether_the_run_was_the_version_s_before(h: Harness) -> None:
+    await h.create()
+    first = await claimed(h, "v1")
+    assert not first.pinned
+    await h.store.release(first.run.id, first.run.fence)
+    second = await claimed(h, "v1")
+    assert second.pinned
+    await h.store.release(first.run.id, second.run.fence)
+    third = await claimed(h, None)
+    assert not third.pinned
+    await h.store.release(first.run.id, third.run.fence)
+    assert not (await claimed(h, "v2", ["v2"])).pinned  # v1 is gone
 
 
 @pytest.mark.needs("wall")

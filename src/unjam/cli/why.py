@@ -290,7 +290,7 @@ def conclusion(version: Version, endpoint: Endpoint) -> str:
 _DESPERATE: Final = "used all the same"
 _NO_HEAVY: Final = ("no heavy work", "no more heavy work")
 #: Reasons for a smaller share.
-_LESS: Final = ("others use", "warming up", "failed lately", "breaker ramping")
+_LESS: Final = ("others use", "warming up", "failed lately", "breaker ramping", "version has had its share of")
 #: How a sentence has the beginning of a word of `why`; others are told as they are.
 _SENTENCES: Final = {
     "full": "all its slots are taken",
@@ -301,6 +301,7 @@ _SENTENCES: Final = {
     "weight 0": "its weight is 0",
     "memory short": "its memory is short",
     "version has no weight": "its version has no weight",
+    "version has had its share": "its version has had its share",
     "breaker": "its version's breaker is",
     "region out of quota": "its region is out of quota",
     "says it is": "it says it is",

@@ -56,14 +56,14 @@ class VersionPicker(Generic[V]):
 
         Raises ValueError for negative or not finite weights, shares outside 0..1, and names given twice.
         """
-        effective = _effective(candidates, spill)
+        found = effective(candidates, spill)
         before = dict(zip(self._names, self._credits, strict=True))
-        total = sum(weight for _, _, weight in effective)
+        total = sum(weight for _, _, weight in found)
         scale = total / self._total if self._total else 0.0
-        self._versions = [version for version, _, _ in effective]
-        self._names = [name for _, name, _ in effective]
+        self._versions = [version for version, _, _ in found]
+        self._names = [name for _, name, _ in found]
         self._names64 = [name64(name) for name in self._names]
-        self._weights = [weight for _, _, weight in effective]
+        self._weights = [weight for _, _, weight in found]
         self._credits = [before.get(name, 0.0) * scale for name in self._names]
         self._total = total
         self._only = self._versions[0] if len(self._versions) == 1 else None
@@ -131,7 +131,9 @@ class VersionPicker(Generic[V]):
         return best
 
 
-def _effective(candidates: Sequence[Candidate[V]], spill: bool) -> list[tuple[V | None, str, float]]:
+def effective(candidates: Sequence[Candidate[V]], spill: bool) -> list[tuple[V | None, str, float]]:
+    """Versions that get anything, with the weights that their breakers leave; with `spill` the fallback chain, that has
+    no name. Raises ValueError as `VersionPicker.set` does."""
     seen: set[str] = set()
     withheld = healthy = 0.0
     for _, name, weight, share in candidates:
@@ -144,11 +146,11 @@ def _effective(candidates: Sequence[Candidate[V]], spill: bool) -> list[tuple[V 
         if share >= 1.0:
             healthy += weight
     gain = 1.0 + withheld / healthy if healthy else 1.0
-    effective: list[tuple[V | None, str, float]] = [
+    found: list[tuple[V | None, str, float]] = [
         (version, name, weight * (gain if share >= 1.0 else share))
         for version, name, weight, share in candidates
         if weight * share > 0.0
     ]
     if withheld and not healthy and spill:
-        effective.append((None, _SPILL, withheld))
-    return effective
+        found.append((None, _SPILL, withheld))
+    return found

@@ -6,20 +6,26 @@ slots and heavy share, since a slot of a worker is none for a request. No policy
 
 An open breaker gives its version's workers nothing; while it ramps back, at most its share of their slots and one at
 least. A version without a healthy endpoint is down for requests only: its workers go on.
+
+Where workers of several versions ask for the runs of a lane, the versions' weights divide them (`turns`). A version
+takes part while one of its workers asks, has asked until a moment ago, or is at work with all its slots: nobody waits
+for one that isn't there.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from unjam.core import lanes
 from unjam.core.endpoint import UNIT, Endpoint
 from unjam.core.model import Lease, Request
 from unjam.core.policies.base import Policy
 from unjam.core.pool import Pool
+from unjam.core.rollout import Candidate, effective
 from unjam.core.service import Version
 from unjam.core.snapshot import WORKER, why
-from unjam.core.spec import EndpointSpec
+from unjam.core.spec import HEAVY, EndpointSpec
+from unjam.core.turns import May, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +34,18 @@ if TYPE_CHECKING:
     from unjam.core.load import LoadReport
     from unjam.core.policies.base import Rng
     from unjam.core.service import Service
+
+#: Beginning of `Worker.refusal` of one that has to wait for other versions.
+HAD: Final = "version has had its share"
+
+
+class Division(NamedTuple):
+    """Of the lanes that a worker may have, those of which it may have anything (`free`), and those of which only what
+    is its version's already (`held`). `turns`: what a claim is to be counted in, by lane."""
+
+    free: tuple[str, ...]
+    held: tuple[str, ...]
+    turns: dict[str, Turns]
 
 
 class _Nobody(Policy):
@@ -67,10 +85,11 @@ class _Bench(Pool):
 
 class Worker(Endpoint):
     """`running`: runs that it says it has, also those that it got elsewhere. `claiming`: claims of it that are held
-    open; `seen`: when it was last heard of, monotonic seconds. `turned_away`: claims that were given nothing although
-    it had room, by its own account; `refusal`: why the last one was, empty when it wasn't."""
+    open; `seen`: when it was last heard of, monotonic seconds; `asked`: when it last asked. `turned_away`: claims that
+    were given nothing although it had room, by its own account; `refusal`: why the last one was, empty when it wasn't.
+    `asks`: lanes that it asks for as one of its version, none where it doesn't say of which it is."""
 
-    __slots__ = ("claiming", "refusal", "running", "seen", "turned_away")
+    __slots__ = ("asked", "asks", "claiming", "refusal", "running", "seen", "turned_away")
     kind: ClassVar[str] = WORKER
 
     def __init__(self, spec: EndpointSpec, bench: _Bench, now: float) -> None:
@@ -79,7 +98,9 @@ class Worker(Endpoint):
         self.claiming = 0
         self.turned_away = 0
         self.refusal = ""
+        self.asks: tuple[str, ...] = ()
         self.seen = now
+        self.asked = now
 
     @property
     def taken(self) -> int:
@@ -114,12 +135,15 @@ class Crew(Version):
 class Workers:
     """Of one balancer. `seen`: those heard of here, by service and name."""
 
-    __slots__ = ("_health", "_rng", "seen")
+    __slots__ = ("_health", "_rng", "_stirred", "_turns", "seen")
 
     def __init__(self, health: Health, rng: Rng) -> None:
         self._health = health
         self._rng = rng
         self.seen: dict[tuple[str, str], Worker] = {}
+        #: By service and lane, where there is something to divide.
+        self._turns: dict[tuple[str, str], Turns] = {}
+        self._stirred: set[str] = set()
 
     # Presence
 
@@ -131,9 +155,11 @@ class Workers:
         slots: int | None,
         now: float,
         running: int | None = None,
+        asks: tuple[str, ...] | None = None,
     ) -> Worker:
-        """A worker asks for work. `version` None: that of the greatest weight. `slots` None: it doesn't say, and has
-        one more than it is seen to use. Raises KeyError for a version that the service doesn't have."""
+        """A worker asks for work of the lanes `asks`; None: it is only seen to be there. `version` None: that of the
+        greatest weight. `slots` None: it doesn't say, and has one more than it is seen to use. Raises KeyError for a
+        version that the service doesn't have."""
         released = _released(service, version)
         crew = self._crew(released)
         worker = self.seen.get((service.name, name))
@@ -154,6 +180,9 @@ class Workers:
         elif worker.given.slots != slots:
             self._resize(crew, worker, slots, now)
         worker.seen = now
+        if asks is not None:
+            worker.asks = () if version is None else asks
+            worker.asked = now
         if running is not None:
             worker.running = running
         return worker
@@ -210,6 +239,34 @@ class Workers:
         worker.refusal = problem
         return found
 
+    def divide(self, worker: Worker, lanes: Sequence[str], now: float, silence: float) -> Division | None:
+        """What the weights leave of `lanes`, which it may have. None: another's claim, which is on its way, decides
+        that; ask again once it has ended. `silence`: seconds for which one that isn't heard of is there still."""
+        version = worker.pool.version.original
+        free: list[str] = []
+        held: list[str] = []
+        turns: dict[str, Turns] = {}
+        for lane in lanes:
+            found = self._turns_of(version.service, lane, now, silence)
+            may = May.YES if found is None or version.name not in found.weights else found.may(version.name)
+            if may is May.LATER:
+                return None
+            (free if may is May.YES else held).append(lane)
+            if may is May.YES and found is not None:
+                turns[lane] = found
+        if held:
+            worker.refusal = f"{HAD} of {held[0]} runs" if free else HAD
+        return Division(tuple(free), tuple(held), turns)
+
+    def stirred(self, services: dict[str, Service], now: float, silence: float) -> set[str]:
+        """Services of which somebody was told to wait for versions that have left since, or whose weights or breakers
+        have changed: they may ask again."""
+        for name, lane in list(self._turns):
+            if name in services:
+                self._turns_of(services[name], lane, now, silence)
+        stirred, self._stirred = self._stirred, set()
+        return stirred
+
     def start(self, worker: Worker, features: str, lane: str, tenant: str, now: float) -> Lease:
         """It was given a run: the lease that it holds until `Balancer.finish`."""
         crew = worker.pool.version
@@ -231,20 +288,44 @@ class Workers:
 
     def _problem(self, worker: Worker, now: float) -> str:
         crew = worker.pool.version
-        version = crew.original
         if worker.removed or worker.draining:
             return why(worker, now)[0]
-        if version.weight <= 0.0:
-            return "version has no weight"
-        if not version.down and version.share < 1.0:
-            if version.share <= 0.0:
-                return "breaker open"
-            assert isinstance(crew, Crew)
-            if crew.live >= max(1, int(version.share * crew.slots)):
-                return f"breaker ramping at {version.share:.0%}"
+        assert isinstance(crew, Crew)
+        problem = _withheld(crew)
+        if problem:
+            return problem
         if not worker.usable:
             return why(worker, now)[0]
         return "full" if worker.taken >= worker.slots else ""
+
+    def _turns_of(self, service: Service, lane: str, now: float, silence: float) -> Turns | None:
+        """None: there is nobody to share with."""
+        weights, full = self._weights(service, lane, now, silence)
+        turns = self._turns.get((service.name, lane))
+        if turns is not None and turns.held and turns.weights != weights:
+            self._stirred.add(service.name)
+        if len(weights) < 2:
+            self._turns.pop((service.name, lane), None)
+            return None
+        if turns is None:
+            turns = self._turns[service.name, lane] = Turns()
+        turns.set(weights)
+        for name in full:
+            turns.excuse(name)
+        return turns
+
+    def _weights(self, service: Service, lane: str, now: float, silence: float) -> tuple[dict[str, float], list[str]]:
+        """Of the versions that take part, by name, as their breakers leave them; and those whose breaker lets them
+        begin no more just now."""
+        found, full = [], []
+        for version in service.versions:
+            crew = version.crew
+            if crew is None or not any(_there(worker, lane, now, silence) for worker in crew.workers()):
+                continue
+            found.append(Candidate(version, version.name, version.weight, _share(version)))
+            if _withheld(crew):
+                full.append(version.name)
+        return {name: weight for _, name, weight in effective(found, False)}, full
 
     def _crew(self, version: Version) -> Crew:
         if version.crew is None:
@@ -280,10 +361,39 @@ class Workers:
             service = services.get(version.service.name)
             if service is not version.service or version not in service.versions:
                 self._leave(worker, now)
+        self._turns = {key: turns for key, turns in self._turns.items() if key[0] in services}
         for service in services.values():
             for version in service.versions:
                 if version.crew is not None:
                     lanes.set_caps(version.crew)
+
+
+def _withheld(crew: Crew) -> str:
+    """Why the version gets nothing now, in words; empty: it does."""
+    version = crew.original
+    share = _share(version)
+    if version.weight <= 0.0:
+        return "version has no weight"
+    if share <= 0.0:
+        return "breaker open"
+    if share < 1.0 and crew.live >= max(1, int(share * crew.slots)):
+        return f"breaker ramping at {share:.0%}"
+    return ""
+
+
+def _share(version: Version) -> float:
+    """What its breaker leaves it of the work that workers ask for."""
+    return 1.0 if version.down else version.share
+
+
+def _there(worker: Worker, lane: str, now: float, silence: float) -> bool:
+    """It asks for runs of the lane, or will as soon as it has a slot."""
+    if lane not in worker.asks or worker.removed or worker.draining or not worker.usable:
+        return False
+    if lane == HEAVY and not worker.pool.version.heavy and not _takes_heavy(worker):
+        return False  # for other reasons than what runs
+    heard = worker.seen if worker.taken >= worker.slots else worker.asked
+    return worker.claiming > 0 or now - heard < silence
 
 
 def _released(service: Service, name: str | None) -> Version:

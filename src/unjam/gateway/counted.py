@@ -123,10 +123,11 @@ class CountedStore:
         lease: float = LEASE,
         version: str | None = None,
         known: Sequence[str] = (),
+        pinned: bool = False,
     ) -> Claim | None:
         return await self._ask(
             lambda: self._store.claim(
-                services, worker, pull=pull, lanes=lanes, lease=lease, version=version, known=known
+                services, worker, pull=pull, lanes=lanes, lease=lease, version=version, known=known, pinned=pinned
             )
         )
 

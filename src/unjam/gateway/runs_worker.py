@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unjam.core.workers import Worker
     from unjam.gateway.durable import Durable
     from unjam.gateway.paths import Paths
-    from unjam.gateway.workers import Share
+    from unjam.gateway.workers import Ask
     from unjam.runs.ready import Hint
 
 T = TypeVar("T")
@@ -109,27 +109,30 @@ class WorkerApi:
         hint: Hint | None = None  # that woke it, until it is known whether it was of use
         try:
             while not exchange.gone and not durable.gateway.draining:
-                shares = durable.workers.shares(asked, workers)
-                kind = tuple(shares)
+                ask = durable.workers.ask(asked, workers)
+                if ask is None:
+                    if monotonic() > until + AGAIN or not await self._crossed(exchange, asked.services):
+                        return None
+                    continue
                 # In place before the question, so that nothing falls between. Who may have nothing takes nobody's hint.
-                waiter = ready.enter((name for share in shares for name in share.services), kind)
+                waiter = ready.enter(dict.fromkeys(name for share in ask.shares for name in share.services), ask.kind)
                 exchange.on_ended = waiter.stop
                 try:
-                    claim = await self._ask(asked, shares)
+                    claim = await self._ask(asked, ask)
                     if hint is not None and (claim is None or claim.run.service != hint.service):
-                        ready.in_vain(hint, kind)
+                        ready.in_vain(hint, ask.kind)
                     hint = None
                     if claim is not None:
                         ready.pass_on(claim.run.service)
                         return claim
-                    if not shares and not refused:
+                    if ask.refused and not refused:
                         refused = True
                         durable.workers.turned_away(workers)
                     left = until - monotonic()
                     if left <= 0:
                         return None
                     asked_for = len(asked.lanes) * len(asked.services)
-                    restricted = sum(len(share.lanes) * len(share.services) for share in shares) < asked_for
+                    restricted = sum(len(share.lanes) * len(share.services) for share in ask.shares) < asked_for
                     await waiter.wait(min(left, AGAIN) if restricted else left)
                     hint, waiter.hint = waiter.hint, None
                     self._check(exchange, asked.services)
@@ -143,20 +146,39 @@ class WorkerApi:
             if hint is not None:
                 ready.hand_on(hint)
 
-    async def _ask(self, asked: shapes.ClaimRun, shares: Sequence[Share]) -> Claim | None:
-        for share in shares:
-            claim = await self._store.claim(
-                share.services,
-                asked.worker,
-                pull=True,
-                lanes=share.lanes,
-                lease=self._durable.limits.lease,
-                version=asked.version,
-                known=share.known,
-            )
-            if claim is not None:
-                return claim
-        return None
+    async def _crossed(self, exchange: LocalExchange, services: Sequence[str]) -> bool:
+        """Waits until another claim for these services has come to something. False: it has left."""
+        crossed = self._durable.workers.crossed
+        waiter = crossed.enter(services)
+        exchange.on_ended = waiter.stop
+        try:
+            await waiter.wait(AGAIN)
+        finally:
+            exchange.on_ended = None
+            crossed.leave(waiter)
+        return not exchange.gone
+
+    async def _ask(self, asked: shapes.ClaimRun, ask: Ask) -> Claim | None:
+        claim = None
+        ask.begin()
+        try:
+            for share in ask.shares:
+                claim = await self._store.claim(
+                    share.services,
+                    asked.worker,
+                    pull=True,
+                    lanes=share.lanes,
+                    lease=self._durable.limits.lease,
+                    version=asked.version,
+                    known=share.known,
+                    pinned=share.pinned,
+                )
+                if claim is not None:
+                    break
+        finally:
+            for service in ask.end(claim):
+                self._durable.workers.crossed.wake(service)
+        return claim
 
     async def _hand_over(self, exchange: LocalExchange, claim: Claim, workers: Sequence[Worker]) -> Answer | None:
         run = claim.run

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,14 +26,16 @@ import msgspec
 
 from unjam.core.load import LoadReport
 from unjam.core.model import Lease, Outcome
-from unjam.core.workers import Worker
+from unjam.core.workers import HAD, Worker
 from unjam.gateway.features import size_class
 from unjam.gateway.local import Refused
 from unjam.runs.machine import ATTEMPTS_EXHAUSTED, CANCELLED, COMPLETED, FAILED, RUNNING, TERMINAL, WORKER_LOST
 from unjam.runs.model import Claim, Run, WorkerInfo
+from unjam.runs.ready import Waiting
 from unjam.runs.store.base import UnknownRun
 
 if TYPE_CHECKING:
+    from unjam.core.turns import Turns
     from unjam.gateway.durable import Durable
     from unjam.gateway.runs_shapes import ClaimRun
 
@@ -51,6 +53,7 @@ REASONS: Final = (
     ("draining", "draining"),
     ("says it is draining", "draining"),
     ("version has no weight", "weight"),
+    (HAD, "share"),
     ("breaker", "breaker"),
     ("no heavy work", "heavy_share"),
     ("no more heavy work", "heavy_share"),
@@ -62,11 +65,39 @@ class _Error(msgspec.Struct):
 
 
 class Share(NamedTuple):
-    """What a claim may ask the store for: runs of these services, of these lanes, that suit the version."""
+    """What a claim may ask the store for: runs of these services, of these lanes, that suit the version. `pinned`: only
+    those that are its own already."""
 
     services: tuple[str, ...]
     lanes: tuple[str, ...]
     known: tuple[str, ...]
+    pinned: bool = False
+
+
+class Ask:
+    """What a claim may have now. `shares`: to ask the store for, in this order. `refused`: there is nothing to be had,
+    or not all; then workers have their `refusal`. `kind`: alike for those who would get the same."""
+
+    __slots__ = ("_turns", "_version", "kind", "refused", "shares")
+
+    def __init__(self, shares: list[Share], kind: Hashable, version: str, turns: dict[tuple[str, str], Turns]) -> None:
+        self.shares = shares
+        self.kind = kind
+        self.refused = not shares or any(share.pinned for share in shares)
+        self._version = version
+        self._turns = turns
+
+    def begin(self) -> None:
+        """The store is being asked: at once, as what it may have is known as of now only. `end` must follow."""
+        for turns in self._turns.values():
+            turns.begin(self._version)
+
+    def end(self, claim: Claim | None) -> set[str]:
+        """What it came to; services of which others can be told now what they may have."""
+        taken = None if claim is None or claim.pinned else (claim.run.service, claim.run.lane)
+        for queue, turns in self._turns.items():
+            turns.end(self._version, began=queue == taken, otherwise=claim is not None)
+        return {service for service, _ in self._turns}
 
 
 class _Grant:
@@ -94,6 +125,8 @@ class Workers:
         #: Told of each worker that comes into view here, and of each that leaves it.
         self.on_joined: Callable[[Worker], None] = lambda worker: None
         self.on_left: Callable[[Worker], None] = lambda worker: None
+        #: Claims that wait for what another comes to, by service.
+        self.crossed = Waiting()
         self.name = f"gateway:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
 
     # -- claims ------------------------------------------------------------------------------------------------------
@@ -107,7 +140,9 @@ class Workers:
         for name in asked.services:
             before = self._core.seen.get((name, asked.worker))
             try:
-                worker = self._core.hear(services[name], asked.version, asked.worker, asked.slots, now, asked.running)
+                worker = self._core.hear(
+                    services[name], asked.version, asked.worker, asked.slots, now, asked.running, tuple(asked.lanes)
+                )
             except KeyError:
                 raise Refused(404, "unknown_version", "The service has no version of this name.") from None
             found.append(worker)
@@ -119,24 +154,50 @@ class Workers:
         self._asked[asked.worker] = tuple(asked.services), asked.version, known[2] if known is not None else time()
         return found
 
-    def shares(self, asked: ClaimRun, workers: Sequence[Worker]) -> list[Share]:
-        """What it may have now: nothing where the list is empty, and then each worker has its `refusal`. What is alike
-        is asked for at once."""
+    @property
+    def silence(self) -> float:
+        """Seconds without a word after which no version waits for a worker: owners give a sign of life in less."""
+        return self._durable.limits.lease / 2
+
+    def ask(self, asked: ClaimRun, workers: Sequence[Worker]) -> Ask | None:
+        """What it may have now; what is alike is asked for at once. None: that depends on what another's claim comes
+        to, which is on its way: ask again when `crossed` tells."""
         now = monotonic()
-        found: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+        found: dict[tuple[bool, tuple[str, ...], tuple[str, ...]], list[str]] = {}
+        kind = []
+        turns = {}
         for worker in workers:
             service = worker.pool.version.service
             lanes = self._core.lanes(worker, asked.lanes, now)
-            if lanes:
+            if not lanes:
+                continue
+            free, held, known = lanes, tuple[str, ...](), tuple[str, ...]()
+            if asked.version is not None:
                 # Those of a version that gets no work at all would wait for ever.
-                known = () if asked.version is None else tuple(v.name for v in service.versions if v.weight > 0.0)
-                found.setdefault((lanes, known), []).append(service.name)
-        return [Share(tuple(names), lanes, known) for (lanes, known), names in found.items()]
+                known = tuple(version.name for version in service.versions if version.weight > 0.0)
+                if len(known) > 1:
+                    division = self._core.divide(worker, lanes, now, self.silence)
+                    if division is None:
+                        return None
+                    free, held = division.free, division.held
+                    for lane, of in division.turns.items():
+                        turns[service.name, lane] = of
+            kind.append((service.name, lanes, known))
+            if held:
+                found.setdefault((True, held, known), []).append(service.name)
+            if free:
+                found.setdefault((False, free, known), []).append(service.name)
+        # What is the version's own first: it has begun.
+        ordered = sorted(found.items(), key=lambda each: not each[0][0])
+        shares = [Share(tuple(names), lanes, known, pinned) for (pinned, lanes, known), names in ordered]
+        return Ask(shares, (asked.version, tuple(kind)), asked.version or "", turns)
 
     def turned_away(self, workers: Sequence[Worker]) -> None:
         """A claim was given nothing for what the workers' `refusal` says. Once for each claim."""
         refused = self._durable.stats.claims_refused
         for worker in workers:
+            if not worker.refusal:
+                continue
             worker.turned_away += 1
             reason = next((label for words, label in REASONS if worker.refusal.startswith(words)), "unusable")
             key = worker.pool.version.service.name, reason
@@ -147,7 +208,7 @@ class Workers:
         now = monotonic()
         for worker in workers:
             worker.claiming += step
-            worker.seen = now
+            worker.seen = worker.asked = now
 
     def begin(self, claim: Claim, workers: Sequence[Worker]) -> None:
         """A run was claimed: it holds a slot of its worker from now on."""
@@ -156,6 +217,7 @@ class Workers:
         worker = next(each for each in workers if each.pool.version.service.name == run.service)
         self._end(run.id, Outcome.TIMEOUT, now)  # of an owner before, if it was here
         worker.running = min(worker.running + 1, max(worker.slots, worker.running))
+        worker.refusal = ""
         lease = self._core.start(worker, f"RUN s{size_class(len(claim.input))}", run.lane, run.tenant, now)
         self._grants[run.id] = _Grant(run, lease, now + self._durable.limits.lease + LATE)
 
@@ -205,9 +267,11 @@ class Workers:
             grant.until = 0.0
 
     async def look(self) -> None:
-        """Every second: leases of which nothing was heard in their time, and workers of which nothing was. Raises
-        StoreAway."""
+        """Every second: leases of which nothing was heard in their time, workers of which nothing was, and who waited
+        for them. Raises StoreAway."""
         now = monotonic()
+        for service in self._core.stirred(self._durable.gateway.balancer.services, now, self.silence):
+            self._durable.ready.pass_on(service)
         for run_id, grant in [each for each in self._grants.items() if each[1].until <= now]:
             try:
                 run = await self._durable.store.get(run_id)

@@ -148,11 +148,13 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A run that was given to a worker, and what it needs to begin or go on."""
+    """A run that was given to a worker, and what it needs to begin or go on. `pinned`: it was pinned to the worker's
+    version before; False also where the answer was lost, and is told again."""
 
     run: Run
     input: bytes
     checkpoint: bytes | None
+    pinned: bool = False
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -204,9 +206,12 @@ class Settled(msgspec.Struct, frozen=True):
     changed: bool
 
 
-def suits(pin: str | None, version: str | None, known: Collection[str]) -> bool:
+def suits(pin: str | None, version: str | None, known: Collection[str], pinned: bool = False) -> bool:
     """Whether a run that is pinned to the version `pin` may go to a worker of `version`; None: to one that doesn't say.
-    `known`: versions that there are still; a pin to another one holds nobody."""
+    `known`: versions that there are still; a pin to another one holds nobody. `pinned`: the worker wants only what is
+    pinned to its version."""
+    if pinned:
+        return pin is not None and pin == version
     return version is None or pin is None or pin == version or pin not in known
 
 

@@ -30,9 +30,10 @@ _PARTLY: Final = (
     "reports refused",
     "reports come too late",
     "says it is draining",
+    "version has had its share",
 )
 #: Of those, the ones with which nothing new is sent even to a free slot.
-_CLOSED: Final = ("draining", "says it is draining")
+_CLOSED: Final = ("draining", "says it is draining", "version has had its share")
 #: Nothing is sent, as the weights say.
 _WANTED: Final = ("version has no weight", "weight 0")
 

@@ -33,7 +33,7 @@ KEPT_AT_LEAST: Final = 3600.0
 MOST_WORKERS: Final = 10_000
 #: Bytes that a worker may say of itself.
 LARGEST_WORD: Final = 16 << 10
-#: How many at the front of a queue a claim of some version looks at, for one that isn't pinned to another.
+#: How many at the front of a queue a claim of some version looks at, for one that suits it.
 LOOKED: Final = 64
 
 
@@ -169,14 +169,15 @@ class Store(Protocol):
         lease: float = LEASE,
         version: str | None = None,
         known: Sequence[str] = (),
+        pinned: bool = False,
     ) -> Claim | None:
         """The oldest claimable run of these services, of the first lane that has one: fence and attempt one higher,
         event `run.attempt` (`attempt_data`). None: none waits. A run past its deadline is expired instead, and passed
         over.
 
         With a `version` only runs that suit it (`model.suits`), and the run is pinned to it from then on. `known`: the
-        versions that there are. Behind the first `LOOKED` of a queue (a service and lane; in a cluster also a
-        partition) that are pinned to others nobody looks."""
+        versions that there are. `pinned`: only what is pinned to that version already; nothing without one. Behind the
+        first `LOOKED` of a queue (a service and lane; in a cluster also a partition) that don't suit nobody looks."""
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         """Add events to the log. `batch` numbers the appends of one owner from 1: a repeated number changes nothing and

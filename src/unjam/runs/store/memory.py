@@ -1,15 +1,17 @@
 """Runs in this process's memory: for tests, examples and gateways whose runs may die with them.
 
-Semantics of `base` in full; the reference for what the others do. No method awaits anything, so each is atomic on its
-event loop. Bounded: above `max_bytes` the payloads and logs of the runs that ended longest ago are dropped
+Semantics of `base` in full; the reference for what the others do. No method but `list` awaits anything, so each is
+atomic on its event loop. Bounded: above `max_bytes` the payloads and logs of the runs that ended longest ago are dropped
 (`LogExpired`), above `max_runs` those runs altogether (`UnknownRun`); when only live ones are left, `StoreAway`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import islice, takewhile
 
 from unjam.runs.machine import (
     QUEUED,
@@ -47,6 +49,9 @@ from unjam.runs.store.base import (
     check_size,
 )
 from unjam.runs.store.memory_book import EVENT, RUN, Book, Held, past
+
+#: Runs that a list passes by before others get their turn.
+LOOKS = 2000
 
 
 class MemoryStore(Book):
@@ -97,11 +102,13 @@ class MemoryStore(Book):
         lease: float = LEASE,
         version: str | None = None,
         known: Sequence[str] = (),
+        pinned: bool = False,
     ) -> Claim | None:
-        held = self._oldest(services, pull, lanes, version, known)
+        held = self._oldest(services, pull, lanes, version, known, pinned)
         if held is None:
             return None
         run = held.run
+        before = version is not None and run.version == version
         to = change(run.status, "claim")
         self._leave(held)
         run.status = to.to
@@ -115,7 +122,7 @@ class MemoryStore(Book):
         held.batch, held.appended, held.released_by = 0, (0, 0), None
         self._lend(held, lease)
         self._write(held, to.event, attempt_data(run.attempt, held.checkpoint_seq, held.why))
-        return Claim(copy.copy(run), held.input, held.checkpoint)
+        return Claim(copy.copy(run), held.input, held.checkpoint, before)
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         check_size(*(event.data for event in events))
@@ -295,17 +302,22 @@ class MemoryStore(Book):
     ) -> Runs:
         found: Runs = []
         at = len(self._by_age) if before is None else bisect_left(self._by_age, (age(before), before))
+        looked = 0
         while at > 0 and len(found) < limit:
             at -= 1
-            run = self._held[self._by_age[at][1]].run
+            last = self._by_age[at]
+            run = self._held[last[1]].run
             if tenant in (None, run.tenant) and service in (None, run.service) and status in (None, run.status):
                 found.append(copy.copy(run))
+            looked += 1
+            if looked % LOOKS == 0:
+                await asyncio.sleep(0)
+                at = bisect_left(self._by_age, last)
         return found
 
     async def dead(self, service: str | None = None, limit: int = 100) -> Runs:
         runs = (self._held[run].run for run in reversed(self._dead))
-        found = [copy.copy(run) for run in runs if service in (None, run.service)]
-        return found[:limit]
+        return [copy.copy(run) for run in islice((run for run in runs if service in (None, run.service)), limit)]
 
     async def delete(self, run: str) -> None:
         status = self._get(run).run.status
@@ -319,7 +331,9 @@ class MemoryStore(Book):
         now = self._clock()
         for key in [key for key, (_, _, used) in self._keys.items() if now - used > KEY_KEPT]:
             del self._keys[key]
-        old = [run for run in self._ended if now - (self._held[run].run.ended or now) > keep][:limit]
+        # In the order of their end, so that those that are kept need not be looked at.
+        ended = takewhile(lambda run: now - (self._held[run].run.ended or now) > keep, self._ended)
+        old = list(islice(ended, limit))
         for run in old:
             self._delete(run)
         return len(old)

@@ -229,27 +229,35 @@ class Book(OwnedStore):
         self._queued_of[whose] = self._queued_of.get(whose, 0) + 1
         self.on_ready(run.service)
 
-    def _head(self, name: QueueName, version: str | None, known: Collection[str]) -> tuple[int, str] | None:
+    def _head(
+        self, name: QueueName, version: str | None, known: Collection[str], pinned: bool
+    ) -> tuple[int, str] | None:
         """The first of the queue that suits, left there. What is past its deadline expires."""
         while (head := self._waiting.head(name)) is not None:
             held = self._held[head[1]]
             if not past(held.run, self._clock()):
                 break
             self._end(held, "expire")
-        if head is None or suits(held.run.version, version, known):
+        if head is None or suits(held.run.version, version, known, pinned):
             return head
         for place, id_ in self._waiting.front(name, LOOKED):
             run = self._held[id_].run
-            if suits(run.version, version, known) and not past(run, self._clock()):
+            if suits(run.version, version, known, pinned) and not past(run, self._clock()):
                 return place, id_
         return None
 
     def _oldest(
-        self, services: Sequence[str], pull: bool, lanes: Sequence[str], version: str | None, known: Collection[str]
+        self,
+        services: Sequence[str],
+        pull: bool,
+        lanes: Sequence[str],
+        version: str | None,
+        known: Collection[str],
+        pinned: bool,
     ) -> Held | None:
         for lane in lanes:
             names = [(service, lane, pull) for service in services]
-            heads = [head for name in names if (head := self._head(name, version, known)) is not None]
+            heads = [head for name in names if (head := self._head(name, version, known, pinned)) is not None]
             if heads:
                 return self._held[min(heads)[1]]
         return None

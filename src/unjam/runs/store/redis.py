@@ -120,11 +120,12 @@ class RedisStore(Scripts):
         lease: float = LEASE,
         version: str | None = None,
         known: Sequence[str] = (),
+        pinned: bool = False,
     ) -> Claim | None:
         self._services.update(services)
-        if not services or not lanes:
+        if not services or not lanes or (pinned and version is None):
             return None
-        kind = Kind(frozenset(services), pull, tuple(lanes), version, frozenset(known))
+        kind = Kind(frozenset(services), pull, tuple(lanes), version, frozenset(() if pinned else known), pinned)
         if not self._link.clustered:
             return await self._claim(0, worker, kind, lease)
         heads = self._heads_of(kind)
@@ -346,7 +347,7 @@ class RedisStore(Scripts):
             return None
         run = run_of(reply[1])
         self._remember(run.id, run.fence, run.seq)
-        return Claim(run, reply[2] or b"", reply[3])
+        return Claim(run, reply[2] or b"", reply[3], reply[4] == 1)
 
     async def _give_back(self, part: int, token: str) -> None:
         try:

@@ -21,18 +21,25 @@ Look = Callable[[], Awaitable[Places]]
 
 
 class Kind(NamedTuple):
-    """What a claim is for. `version`: None: any; `known`: other versions that there are."""
+    """What a claim is for. `version`: None: any; `known`: other versions that there are; `pinned`: only what is pinned
+    to `version`."""
 
     services: frozenset[str]
     pull: bool
     lanes: tuple[str, ...]
     version: str | None
     known: frozenset[str]
+    pinned: bool = False
 
     def argv(self) -> list[str | int]:
         """What scripts take it by, but for `pull`."""
-        version = [-1] if self.version is None else [len(self.known), self.version, *self.known]
-        return [*version, len(self.lanes), *self.lanes, *self.services]
+        if self.version is None:
+            wanted: list[str | int] = [-1]
+        elif self.pinned:
+            wanted = [-2, self.version]
+        else:
+            wanted = [len(self.known), self.version, *self.known]
+        return [*wanted, len(self.lanes), *self.lanes, *self.services]
 
 
 class Heads:

@@ -145,9 +145,11 @@ class SqliteStore(OwnedStore):
         lease: float = LEASE,
         version: str | None = None,
         known: Sequence[str] = (),
+        pinned: bool = False,
     ) -> Claim | None:
+        call = self._ledger.claim
         while True:
-            claim = await self._write(self._ledger.claim, services, worker, pull, lanes, lease, version, known)
+            claim = await self._write(call, services, worker, pull, lanes, lease, version, known, pinned)
             if not isinstance(claim, Again):
                 return claim
 

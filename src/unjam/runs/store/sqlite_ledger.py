@@ -96,9 +96,10 @@ class Ledger(State):
         lease: float,
         version: str | None,
         known: Collection[str],
+        pinned: bool,
     ) -> Claim | Again | None:
         self._expired = 0
-        live = self._oldest(services, pull, lanes, version, known)
+        live = self._oldest(services, pull, lanes, version, known, pinned)
         if self._expired >= OVERDUE:
             return Again()
         if live is None:
@@ -117,7 +118,8 @@ class Ledger(State):
         run.attempt += to.charged
         run.fence += 1
         run.worker = worker
-        if version is not None and version != run.version:
+        before = version is not None and run.version == version
+        if version is not None and not before:
             self._pin(live, version)
         if run.started is None:
             run.started = now
@@ -127,7 +129,7 @@ class Ledger(State):
         from_seq = 1 if live.checkpoint_seq is None else live.checkpoint_seq
         self._log(live, to.event, attempt_data(run.attempt, from_seq, live.reason), now)
         self._rows.change(live)
-        return Claim(copy.copy(run), data, checkpoint)
+        return Claim(copy.copy(run), data, checkpoint, before)
 
     def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         live = self._owned(run, fence)
@@ -347,19 +349,27 @@ class Ledger(State):
         return Settled(copy.copy(run), True)
 
     def _oldest(
-        self, services: Sequence[str], pull: bool, lanes: Sequence[str], version: str | None, known: Collection[str]
+        self,
+        services: Sequence[str],
+        pull: bool,
+        lanes: Sequence[str],
+        version: str | None,
+        known: Collection[str],
+        pinned: bool,
     ) -> Live | None:
         for lane in lanes:
             oldest = None
             for service in services:
-                head = self._head(service, lane, pull, version, known)
+                head = self._head(service, lane, pull, version, known, pinned)
                 if head is not None and (oldest is None or head.place < oldest.place):
                     oldest = head
             if oldest is not None:
                 return oldest
         return None
 
-    def _head(self, service: str, lane: str, pull: bool, version: str | None, known: Collection[str]) -> Live | None:
+    def _head(
+        self, service: str, lane: str, pull: bool, version: str | None, known: Collection[str], pinned: bool
+    ) -> Live | None:
         """The first of the queue that suits, left there. What is past its deadline expires."""
         while (live := self._first(service, lane, pull)) is not None:
             if live.run.deadline is None or live.run.deadline > self._clock():
@@ -369,10 +379,12 @@ class Ledger(State):
             self._expired += 1
             if self._expired >= OVERDUE:
                 return None
-        if live is None or suits(live.run.version, version, known):
+        if live is None or suits(live.run.version, version, known, pinned):
             return live
         now = self._clock()
         for live in self._front_of(service, lane, pull):
-            if suits(live.run.version, version, known) and (live.run.deadline is None or live.run.deadline > now):
+            if suits(live.run.version, version, known, pinned) and (
+                live.run.deadline is None or live.run.deadline > now
+            ):
                 return live
         return None

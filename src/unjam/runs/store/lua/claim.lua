@@ -4,13 +4,13 @@
 -- overdue runs that others shall have their turn.
 local overdue = 0
 local x = P .. '{' .. ARGV[3] .. '}:'
-local function answer(r)
-  return {'ok', view(r), call('GET', r.home .. 'input:' .. r.id), call('GET', r.home .. 'check:' .. r.id)}
+local function answer(r, pinned)
+  return {'ok', view(r), call('GET', r.home .. 'input:' .. r.id), call('GET', r.home .. 'check:' .. r.id), pinned}
 end
 if AGAIN then
   local id = call('GET', x .. 'claim:' .. ARGV[4])
   local r = id and fetch(id)
-  if r and r.op == ARGV[4] and r.status == 'running' then return answer(r) end
+  if r and r.op == ARGV[4] and r.status == 'running' then return answer(r, 0) end
 end
 local pull = ARGV[6]
 local version, known, at = wanted(ARGV, 8)
@@ -43,7 +43,8 @@ for lane = at + 1, at + lanes do
       r.status, r.worker, r.started = 'running', ARGV[5], r.started or NOW
       call('HSET', r.run, 'status', 'running', 'attempt', r.attempt, 'fence', r.fence, 'seq', r.seq, 'worker', ARGV[5],
         'started', r.started, 'batch', 0, 'length', ARGV[7], 'op', ARGV[4])
-      if version and r.version ~= version then
+      local pinned = version and r.version == version
+      if version and not pinned then
         call('HSET', r.run, 'version', version)
         r.version = version
       end
@@ -52,7 +53,7 @@ for lane = at + 1, at + lanes do
       call('HINCRBY', x .. 'running', r.service, 1)
       call('SET', x .. 'claim:' .. ARGV[4], id, 'PX', 60000)
       tell(r)
-      return answer(r)
+      return answer(r, pinned and 1 or 0)
     end
   end
 end

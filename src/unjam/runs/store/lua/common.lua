@@ -110,11 +110,12 @@ local function enqueue(r, place, why)
   wait(r, place)
 end
 
--- ARGV from `at` on: how many versions are known, -1 for a caller that has none; its version; those known. And where
--- to go on.
+-- ARGV from `at` on: how many versions are known, -1 for a caller that has none, -2 for one that wants only what is
+-- pinned to its own; its version; those known, false for that one. And where to go on.
 local function wanted(ARGV, at)
   local n = tonumber(ARGV[at])
-  if n < 0 then return nil, nil, at + 1 end
+  if n == -1 then return nil, nil, at + 1 end
+  if n == -2 then return ARGV[at + 1], false, at + 2 end
   local known = {}
   for i = at + 2, at + 1 + n do known[ARGV[i]] = true end
   return ARGV[at + 1], known, at + 2 + n
@@ -123,7 +124,7 @@ end
 -- `model.suits`
 local function suits(id, version, known)
   local pin = call('HGET', home(id) .. 'run:' .. id, 'version')
-  return not pin or pin == version or not known[pin]
+  return pin == version or (known and (not pin or not known[pin]))
 end
 
 -- The first of a queue that suits, and its place.
