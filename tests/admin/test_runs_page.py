@@ -102,11 +102,11 @@ def test_one_run_and_the_last_of_its_log() -> None:
     text = Reader(runs_page.render_run(row(**FAILED), events, 5, NOW)).text
     for words in (
         f"{ID} failed took 1.5 s service auditor version v7 lane heavy executed by workers that claim it",
-        "attempt 2 of 3 created 19:07:00 2026-11-22",
-        "error no_pages say how many",
+        "attempt 2 of 3 created 2026-11-22 19:07:00.000",
+        "error no_pages : say how many",
         f"unjam runs requeue {ID}",
         "the last 2 of 12, the newest first",
-        "11 19:07:32 2026-11-22 run.failed 2 KiB 10 19:07:31 2026-11-22 progress 17 B",
+        "11 2026-11-22 19:07:32.000 run.failed 2 KiB 10 2026-11-22 19:07:31.000 progress 17 B",
     ):
         assert words in text, (words, text)
     assert "planted" not in text

@@ -29,6 +29,16 @@ def clock(at: object) -> str:
     return f'<time datetime="{escape(said)}">{shown}</time>' if said else ""
 
 
+def moment(at: object) -> str:
+    """As `clock`, to the millisecond and in one line; the date may be left out where there is little room."""
+    said = "" if at is None else str(at)
+    date, _, time = said.partition("T")
+    if not time:
+        return escape(said)
+    shown = escape(time.removesuffix("Z")[:12])
+    return f'<time datetime="{escape(said)}"><span class="dim a">{escape(date)} </span>{shown}</time>'
+
+
 def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from unjam.admin import frame
-from unjam.admin.markup import clock, dim, pill, seconds
+from unjam.admin.markup import clock, dim, moment, pill, seconds
 from unjam.telemetry import endpoints as read
 
 #: Seconds between refreshes: each of them is a question to the store.
@@ -77,16 +77,16 @@ def render_run(run: Row, events: Sequence[Row], refresh: int, now: float) -> str
     name, status = str(run.get("id", "")), str(run.get("status", "?"))
     facts = (
         ("service", escape(_said(run.get("service")))),
-        ("version", escape(_said(run.get("version") or "that of whoever begins it"))),
+        ("version", escape(_said(run.get("version")))),
         ("tenant", escape(_said(run.get("tenant")))),
         ("lane", escape(_said(run.get("lane")))),
         ("executed by", "workers that claim it" if run.get("pull") else "the gateway, which pushes it to an endpoint"),
         ("worker", escape(_said(run.get("worker")))),
         ("attempt", _attempt(run)),
-        ("created", clock(run.get("created_at"))),
-        ("began", clock(run.get("started_at"))),
-        ("ended", clock(run.get("ended_at"))),
-        ("expires", "" if status in _ENDED else clock(run.get("deadline"))),
+        ("created", moment(run.get("created_at"))),
+        ("began", moment(run.get("started_at"))),
+        ("ended", moment(run.get("ended_at"))),
+        ("expires", "" if status in _ENDED else moment(run.get("deadline"))),
         ("checkpoint", "saved" if run.get("has_checkpoint") else ""),
         ("error", _error(run.get("error"))),
         ("steer", _commands(name, status)),
@@ -94,7 +94,7 @@ def render_run(run: Row, events: Sequence[Row], refresh: int, now: float) -> str
     rows = "".join(f"<tr><th>{label}</th><td>{value}</td></tr>" for label, value in facts if value)
     wished = run.get("cancel_requested") and status not in _ENDED
     log = "".join(
-        f'<tr><td class="n num">{escape(_said(event.get("seq")))}</td><td class="num">{clock(event.get("at"))}</td>'
+        f'<tr><td class="n num">{escape(_said(event.get("seq")))}</td><td class="num">{moment(event.get("at"))}</td>'
         f'<td class="url">{escape(_said(event.get("type")))}</td>'
         f'<td class="n num">{read.size(read.number(event.get("size")) or 0)}</td></tr>'
         for event in reversed(events)
@@ -109,8 +109,8 @@ def render_run(run: Row, events: Sequence[Row], refresh: int, now: float) -> str
         f'{dim(_time(run, now))}</div><div class="version"><table class="f"><tbody>{rows}</tbody></table></div>'
         "</section>"
         f'<section class="card"><div class="head"><h2>Events</h2>{dim(f"{shown}, the newest first")}</div>'
-        '<div class="version"><table class="v"><thead><tr><th class="n">seq</th><th>at (UTC)</th><th>type</th>'
-        f'<th class="n">size</th></tr></thead><tbody>{log}</tbody></table></div></section>'
+        '<div class="version"><table class="v"><thead><tr><th class="n">seq</th><th class="t">at (UTC)</th>'
+        f'<th>type</th><th class="n">size</th></tr></thead><tbody>{log}</tbody></table></div></section>'
         + frame.end(refresh, f"{here}?refresh=0", here)
     )
 
@@ -130,9 +130,9 @@ def _table(rows: Sequence[Row], now: float, none: str, asked: Mapping[str, str])
     tenants = any(row.get("tenant") for row in rows)
     body = "".join(_row(row, now, tenants, asked) for row in rows)
     return (
-        '<table class="r"><thead><tr><th>run</th><th class="w">status</th><th>service</th>'
+        '<table class="r"><thead><tr><th>run</th><th class="w">status</th><th class="z">service</th>'
         f'{_TENANT if tenants else ""}<th class="n a">attempt</th><th class="a">worker</th>'
-        f'<th class="w">created (UTC)</th><th class="n w">time</th></tr></thead><tbody>{body}</tbody></table>'
+        f'<th class="a">created (UTC)</th><th class="n z">time</th></tr></thead><tbody>{body}</tbody></table>'
     )
 
 
@@ -153,7 +153,7 @@ def _row(run: Row, now: float, tenants: bool, asked: Mapping[str, str]) -> str:
         f'<tr><td class="url"><a href="/runs/{quote(name, safe="")}">{escape(name)}</a></td>'
         f"<td>{pill(_TONES.get(status, 'note'), status)}{code}{wished}</td><td>{only('service')}{version}</td>"
         f'{tenant}<td class="n a num">{_attempt(run)}</td>'
-        f'<td class="a">{escape(_said(run.get("worker")))}</td><td class="num">{clock(run.get("created_at"))}</td>'
+        f'<td class="a">{escape(_said(run.get("worker")))}</td><td class="a num">{clock(run.get("created_at"))}</td>'
         f'<td class="n num">{_time(run, now)}</td></tr>'
     )
 
@@ -184,7 +184,7 @@ def _error(error: Any) -> str:
     """Its code and message: what else is in it is the tenant's."""
     if not isinstance(error, Mapping):
         return ""
-    message = f" {escape(_said(error.get('message')))}" if error.get("message") else ""
+    message = f": {escape(_said(error.get('message')))}" if error.get("message") else ""
     return f"<code>{escape(_said(error.get('code')))}</code>{message}"
 
 

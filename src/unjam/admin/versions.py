@@ -27,7 +27,7 @@ def head(name: str, version: Mapping[str, Any], total: float) -> str:
     state = str(breaker.get("state", "closed"))
     notes = [f"weight {number(weight)}" + (f" ({percent(meant)})" if total else "")]
     got = read.number(version.get("share"))
-    if got is not None and abs(got - meant) >= 0.005:
+    if got is not None and abs(got - meant) >= 0.005 and version.get("endpoints") != []:
         notes.append(f"gets {percent(got)} of the traffic")
     elif got is None and state != "closed" and "share" in breaker:
         notes.append(f"gets {percent(breaker['share'])} of it")

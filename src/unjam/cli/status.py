@@ -82,9 +82,9 @@ def _version_line(name: str, version: Mapping[str, Any]) -> Text:
     breaker = version.get("breaker") or {}
     state = _text(breaker.get("state", "closed"))
     line = Text(_text(name), "bold")
-    line.append(
-        f"  weight {_number(version.get('weight'))}, {_percent(version.get('share'))} of the traffic, ", "not bold"
-    )
+    # Where there are no endpoints there is no traffic to have a share of, only workers that ask.
+    share = "" if version.get("endpoints") == [] else f"{_percent(version.get('share'))} of the traffic, "
+    line.append(f"  weight {_number(version.get('weight'))}, {share}", "not bold")
     line.append(f"breaker {state}", "not bold" if state == "closed" else "bold red")
     if state != "closed":
         why = f" ({_text(breaker['why'])})" if breaker.get("why") else ""
