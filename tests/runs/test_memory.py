@@ -36,4 +36,5 @@ async def test_a_list_lets_others_in_and_shows_each_run_once(monkeypatch: pytest
     found = [run.id for run in await listing]
     assert turns >= 10
     assert len(found) == len(set(found))
-    assert set(found) - {gone} == made - {gone}
+    # Of those that were made meanwhile there may be some: of the same millisecond.
+    assert made - {gone} <= set(found)

@@ -2,7 +2,8 @@
 
 Semantics of `base` in full; the reference for what the others do. No method but `list` awaits anything, so each is
 atomic on its event loop. Bounded: above `max_bytes` the payloads and logs of the runs that ended longest ago are
-dropped (`LogExpired`), above `max_runs` those runs altogether (`UnknownRun`); when only live ones are left, `StoreAway`.
+dropped (`LogExpired`), above `max_runs` those runs altogether (`UnknownRun`); when only live ones are left,
+`StoreAway`.
 """
 
 from __future__ import annotations
