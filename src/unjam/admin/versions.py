@@ -134,8 +134,8 @@ def changes(rows: Sequence[Mapping[str, Any]], trouble: str = "") -> str:
         return ""
     else:
         body = (
-            '<table class="c"><thead><tr><th class="w">when (UTC)</th><th class="w a">who</th><th>what</th>'
-            '<th>from</th><th>to</th><th class="y a">why</th></tr></thead><tbody>'
+            '<table class="c"><thead><tr><th class="w">when (UTC)</th><th class="o a">who</th><th>what</th>'
+            '<th class="x">from</th><th class="x">to</th><th class="y a">why</th></tr></thead><tbody>'
             + "".join(_change(each) for each in rows)
             + "</tbody></table>"
         )
