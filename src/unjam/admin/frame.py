@@ -62,8 +62,8 @@ code{font:12.5px ui-monospace,monospace;overflow-wrap:anywhere}
 .r td{vertical-align:top;overflow-wrap:anywhere}.f{width:auto}.f th{padding-right:24px;vertical-align:top}
 .r .pill{white-space:nowrap}.f td{overflow-wrap:anywhere}.f th{white-space:nowrap}
 .v .n{width:70px}.v .t{width:210px}.v time{white-space:nowrap}
-.c{table-layout:fixed}.c td{vertical-align:top;overflow-wrap:anywhere}.c .w{width:90px}.c .o{width:118px}.c .x{width:12%}
-.c .y{width:30%}
+.c{table-layout:fixed}.c td{vertical-align:top;overflow-wrap:anywhere}.c .w{width:90px}.c .o{width:118px}
+.c .x{width:12%}.c .y{width:30%}
 @media(max-width:720px){.c .a,.r .a,.v .a{display:none}.r{table-layout:fixed}.r .w{width:27%}.r .z{width:21%}
 .r td.n{white-space:normal}.c .w{width:76px}.c .x{width:22%}.v .n{width:56px}.v .t{width:110px}}
 @media(max-width:720px){.e .a,.e .bar{display:none}.e .n{width:22%}.e .s{width:34%}.l .n{width:15.5%}.l .s{width:30%}
