@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from unjam.core.spec import (
     LanesSpec,
     Maintenance,
     QueueSpec,
+    ServiceSpec,
     SessionSpec,
     VersionSpec,
 )
@@ -443,3 +445,34 @@ def test_a_trip_by_hand_outlasts_an_outage() -> None:
     assert breaker.state == "open"
     made.tick(64.5)
     assert breaker.state == "ramping"
+
+
+def full() -> tuple[ServiceSpec, tuple[VersionSpec, ...]]:
+    versions = tuple(VersionSpec(name, (EndpointSpec(f"http://{name}", slots=1),)) for name in ("a", "b"))
+    return service(versions=versions, breaker=BreakerSpec(open=60.0)), versions
+
+
+def test_what_waits_for_a_tripped_version_moves_though_its_weight_was_changed_at_that_moment() -> None:
+    made = balancer(full()[0])
+    s = made.services["s"]
+    running = [lease(made.offer(request(s), 0.0)) for _ in range(2)]
+    waiting = [ticket(made.offer(request(s), 0.0)) for _ in range(2)]
+    made.trip("s", "b", 1.0)
+    made.set_weight("s", "b", 5.0, 1.0)
+    made.tick(1.1)
+    assert {each.version.name for each in waiting} == {"a"}
+    for each in running:
+        started = made.finish(each, OK, 2.0)
+        assert [each.version.name for each in started] == ["a"] * (each.version.name == "a")
+
+
+def test_what_waits_for_a_version_that_the_file_gives_nothing_any_more_moves() -> None:
+    spec, (a, b) = full()
+    made = balancer(spec)
+    s = made.services["s"]
+    running = [lease(made.offer(request(s), 0.0)) for _ in range(2)]
+    waiting = [ticket(made.offer(request(s), 0.0)) for _ in range(2)]
+    assert {each.version.name for each in (*running, *waiting)} == {"a", "b"}
+    made.apply(topology(replace(spec, versions=(a, replace(b, weight=0.0)))), 1.0)
+    made.tick(1.1)
+    assert {each.version.name for each in waiting} == {"a"}

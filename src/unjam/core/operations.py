@@ -88,7 +88,7 @@ class Operations:
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"a weight of {weight}")
         found.weight = weight
-        found.evict = weight == 0.0
+        found.evict = found.evict or weight == 0.0
         found.service.reweigh(now)
         return NOTHING
 

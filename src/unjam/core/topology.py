@@ -157,6 +157,7 @@ class Reload:
                 # A weight that the file didn't change may have been changed by hand since.
                 if new.name == version.name and new.weight != weights.get(new.name):
                     version.weight = new.weight
+                    version.evict = version.evict or not version.weight
         if spec.policy != old.policy or spec.session != old.session:
             for version in service.versions:
                 for i, pool in enumerate(version.pools):
