@@ -1,8 +1,8 @@
 """Who judges the answers of a service, and what waits to be judged: bounded in number and in bytes, the newest dropped.
 
-All services share one process, which takes from them in turn; each HTTP hook has a line of its own. Of one exchange
-there is one verdict: bad as soon as one evaluator says so, good when all have answered and none said bad. One that
-failed or took too long says nothing.
+All services share one process, each with the same claim on its time; each HTTP hook has a line of its own. Of one
+exchange there is one verdict: bad as soon as one evaluator says so, good when all have answered and none said bad. One
+that failed or took too long says nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from unjam.evaluate.child import TIMEOUT, Child, Spec
@@ -84,6 +85,8 @@ class Panel:
         self.timeout = timeout
         self.teller = teller
         self.line = _Line(queue)
+        #: Seconds of the shared process, as `Judges` reckons them.
+        self.spent = 0.0
         self._judges = judges
         self._hooks = [_HookLine(self, name, Hook(url), queue) for name, url in hooks]
 
@@ -165,17 +168,22 @@ class _HookLine:
 
 
 class Judges:
-    """The process, and who takes turns at it. A task exists only while something waits."""
+    """The process, and who waits for it: the one that has had the least of its time is next, so that evaluators which
+    hang delay those of other services by one time-out at once, and take half of the time at most. A task exists only
+    while something waits."""
 
     def __init__(self) -> None:
         self.child = Child()
-        self._turns: deque[Panel] = deque()
+        self._waiting: list[Panel] = []
+        #: What the one that was served last had had by then: who begins to wait has no claim to what is past.
+        self._spent = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def wake(self, panel: Panel) -> None:
         """Something has come to wait in its line."""
-        if panel not in self._turns:
-            self._turns.append(panel)
+        if panel not in self._waiting:
+            panel.spent = max(panel.spent, self._spent)
+            self._waiting.append(panel)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
@@ -184,23 +192,28 @@ class Judges:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        self._turns.clear()
+        self._waiting.clear()
         await self.child.close()
 
     async def _work(self) -> None:
         try:
-            while self._turns:
-                panel = self._turns.popleft()
+            while self._waiting:
+                panel = min(self._waiting, key=_spent)
                 if not panel.line.jobs:
+                    self._waiting.remove(panel)
                     continue
+                self._spent, begun = panel.spent, monotonic()
                 job = panel.line.take()
-                if panel.line.jobs:
-                    self._turns.append(panel)
                 for spec in panel.specs:
                     try:
                         said = await self.child.judge(job.record, spec, panel.timeout)
                     except OSError as error:
                         said = Said(ERROR, str(error))
                     panel.told(job, spec.name, said)
+                panel.spent += monotonic() - begun
         finally:
             self._task = None
+
+
+def _spent(panel: Panel) -> float:
+    return panel.spent
