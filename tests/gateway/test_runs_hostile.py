@@ -282,3 +282,35 @@ async def test_a_socket_goes_by_the_limits_that_a_reload_sets() -> None:
         assert await running.server.reload() == []
         assert (await client.ask("hello"))["max_message"] > small
         assert len(await client.create(input="x" * 250_000)) == 31
+
+
+# -- bodies --------------------------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_bodies_under_way_cost_a_bounded_amount_and_small_ones_get_in() -> None:
+    agent = await Agent(says_its_target).start()
+    async with gateway(agent, config=by_path(agent)) as running:
+        intake = running.gateway.intake
+        intake.most = 1 << 20
+        half = b"POST /v1/responses HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n"
+        slow = []
+        for size in (300_000, 400_000):
+            wire = await running.connect()
+            await wire.send(half % (2 * size) + b" " * size)
+            slow.append(wire)
+            await until(lambda: intake.size == 300_000 if len(slow) == 1 else intake.size == 700_000)
+        large = await running.connect()
+        await large.send(half % 3_000_000 + b" " * 700_000)
+        answer = await large.answer("POST")
+        assert (answer.status, answer.header("retry-after")) == (503, "2")
+        assert b'"bodies_full"' in answer.body
+        await until(lambda: intake.size == 700_000)
+        for wire, size in zip(slow, (300_000, 400_000), strict=True):
+            other = await running.connect()
+            assert (await other.post("/v1/responses", b'{"input": "%b"}' % (b"x" * 100_000))).status == 200
+            await wire.send(b"1" * size)
+            assert (await wire.answer("POST")).status == 200
+        assert [len(seen.body) for seen in agent.requests] == [100_013, 600_000, 100_013, 800_000]
+        await running.settled()
+        await until(lambda: not intake.size)

@@ -23,6 +23,7 @@ from unjam.gateway import features, respond
 from unjam.gateway.auth import NOBODY, Tenant
 from unjam.gateway.backlog import Backlog
 from unjam.gateway.exchange import Exchange
+from unjam.gateway.intake import Intake
 from unjam.gateway.paths import Paths
 from unjam.gateway.routing import Route, Router
 from unjam.gateway.settings import Settings
@@ -77,6 +78,7 @@ class Gateway:
         self.now = monotonic()
         self.wheel = Wheel(self.now)
         self.backlog = Backlog()
+        self.intake = Intake()
         #: Sockets held by the data plane, and how many it may hold.
         self.descriptors = 0
         self.descriptor_cap = 1 << 30

@@ -334,6 +334,7 @@ class LocalExchange:
         """It will take long: let go of what takes memory meanwhile. The body is gone then."""
         self.body = []
         self.handler = None
+        self.client.gateway.intake.done(self)
         self.client.reader.forget()
 
     def at(self, when: float, call: Callable[[], None]) -> None:
@@ -365,7 +366,9 @@ class LocalExchange:
             self._too_large()
             return
         self.body.append(payload)
-        if done:
+        if self.bytes_in > PIECE:
+            self.client.gateway.intake.grown(self)
+        if done and not self.gone:
             self._begin()
 
     def client_gone(self, status: int = 499) -> None:
@@ -443,6 +446,10 @@ class LocalExchange:
             if answer is not None:
                 self.answer(answer)
 
+    def crowded_out(self) -> None:
+        """There is no room for so large a body just now."""
+        self.refuse(Refused(503, "bodies_full", "The gateway holds as many bytes of requests as it takes.", 2.0))
+
     def _too_large(self) -> None:
         self.body = []
         self.refuse(Refused(413, "body_too_large", f"The body of this request may have {self.most} bytes."))
@@ -481,6 +488,7 @@ class LocalExchange:
         self.on_room = self.on_drain = self._on_due = self.handler = None
         self._due = NEVER
         self.body = []
+        self.client.gateway.intake.done(self)
         if on_ended is not None:
             on_ended()
 
