@@ -347,6 +347,26 @@ async def test_no_step_is_taken_over_weights_that_somebody_has_just_set(monkeypa
 
 
 @in_loop
+async def test_one_that_goes_back_leaves_the_weights_of_the_others_as_they_were_set() -> None:
+    async with fleet() as (old, new), running(three(old, new, "{steps: [10%, 100%], hold: 1h}")) as (gw, admin):
+        versions = gw.gateway.balancer.services["agent"].versions
+        await until(lambda: versions[2].weight == 10.0)
+
+        async def tripped() -> dict[str, float]:
+            gw.gateway.balancer.trip("agent", "v8", asyncio.get_running_loop().time())
+            await until(lambda: gw.server.rollouts.status()["agent"]["state"] == "rolled_back")
+            return await admin.weights()
+
+        await admin.weigh(v6=0, v7=7, v8=3)
+        assert await tripped() == {"v6": 0.0, "v7": 7.0, "v8": 0.0}
+        # But somebody has to be there.
+        await admin.post("/api/breaker", service="agent", version="v8", action="reset")
+        await admin.post("/api/rollout", service="agent", action="start")
+        await admin.weigh(v6=0, v7=0, v8=3)
+        assert await tripped() == {"v6": 0.0, "v7": 100.0, "v8": 0.0}
+
+
+@in_loop
 async def test_an_endpoint_that_is_away_for_a_moment_ends_no_rollout() -> None:
     async with fleet() as (old, new), running(config(old, new, "{steps: [10%, 100%], hold: 1h}")) as (gw, admin):
         version = gw.gateway.balancer.services["agent"].versions[1]

@@ -220,11 +220,22 @@ class Rollouts:
             who=who,
             why=state.why,
         )
+        weights = self._weights(service, rollout) if weigh else None
         rollout.strange = None
         rollout.share = state.share
-        weights = rollout.weights(state.share) if weigh else None
         after = rollout.saved(monotonic())
         rollout.recording = self._changes.rollout(name, before, after, who, state.why, weights)
+
+    def _weights(self, service: Service, rollout: Rollout) -> dict[str, float]:
+        """What the versions are to have now. One that goes back leaves those of the others as somebody has set them."""
+        state, expected = rollout.promotion, rollout.weights(rollout.share)
+        if state.state == "rolled_back" and not all(
+            isclose(each.weight, expected.get(each.name, each.weight)) for each in service.versions
+        ):
+            mine = state.spec.version
+            if any(each.weight for each in service.versions if each.name != mine):
+                return {mine: 0.0}
+        return rollout.weights(state.share)
 
     # -- others' decisions ------------------------------------------------------------------------------------------
 
