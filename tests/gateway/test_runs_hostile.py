@@ -15,7 +15,8 @@ from unjam.runs.model import age
 
 from .durable import SERVICES, Api, Source, runs_gateway
 from .harness import Agent, Call, Running, gateway, in_loop, until
-from .test_run_socket import talk
+from .held import masked
+from .test_run_socket import raw, sockets, talk
 
 
 def keys(**services: str) -> str:
@@ -313,4 +314,24 @@ async def test_bodies_under_way_cost_a_bounded_amount_and_small_ones_get_in() ->
             assert (await wire.answer("POST")).status == 200
         assert [len(seen.body) for seen in agent.requests] == [100_013, 600_000, 100_013, 800_000]
         await running.settled()
+        await until(lambda: not intake.size)
+
+
+@in_loop
+async def test_messages_under_way_count_among_them() -> None:
+    async with runs_gateway() as running:
+        intake = running.gateway.intake
+        intake.most = 1 << 20
+        clients = [await raw(running) for _ in range(3)]
+        large, small = [masked(0x81, b'{"token": "' + b"x" * size + b'"}') for size in (900_000, 450_000)]
+        for client, part in zip(clients[:2], (500_000, 400_000), strict=True):
+            await client.send(large[:part])
+        await until(lambda: intake.size > 899_000)
+        await clients[2].send(small[:200_000])
+        assert await clients[0].closed() == (1013, True)
+        await until(lambda: 599_000 < intake.size < 600_001)
+        assert sockets(running).closed_for == {1013: 1}
+        await clients[2].send(small[200_000:])
+        assert "unknown_op" in await clients[2].message()
+        clients[1].writer.transport.abort()
         await until(lambda: not intake.size)

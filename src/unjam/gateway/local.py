@@ -367,7 +367,7 @@ class LocalExchange:
             return
         self.body.append(payload)
         if self.bytes_in > PIECE:
-            self.client.gateway.intake.grown(self)
+            self.client.gateway.intake.grown(self, self.bytes_in, done)
         if done and not self.gone:
             self._begin()
 

@@ -393,7 +393,9 @@ class RunSockets:
         self.durable = durable
         self.api = api
         gateway = durable.gateway
-        self.sockets = Sockets(gateway.loop, gateway.wheel, on_fault=self._fault, on_gone=self._gone)
+        self.sockets = Sockets(
+            gateway.loop, gateway.wheel, intake=gateway.intake, on_fault=self._fault, on_gone=self._gone
+        )
         self.configure()
 
     def add_to(self, paths: Paths) -> None:

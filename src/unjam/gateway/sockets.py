@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from unjam.gateway.intake import Intake
 from unjam.gateway.timers import NEVER, Wheel
 from unjam.wire import frames, websocket
 from unjam.wire.frames import Broken, Close, Event, FrameLimits, FrameReader, Ping
@@ -168,6 +169,13 @@ class SocketConnection(asyncio.Protocol):
             return
         self._leave(frames.close(code, reason))
 
+    def crowded_out(self) -> None:
+        """Too many large messages are under way; this is the largest."""
+        if self.state == OPEN:
+            self._refuse(frames.TRY_LATER, "too much is being sent")
+        else:
+            self.abort()
+
     def abort(self) -> None:
         """End at once, without a word."""
         if self.state != GONE:
@@ -188,8 +196,10 @@ class SocketConnection(asyncio.Protocol):
             if not self._begun or any(type(event) is str for event in events):
                 self._begun = self.shared.clock()
                 self._look(self._begun + self.shared.message_within)
-        else:
+            self.shared.intake.grown(self, reader.held, False)
+        elif self._begun:
             self._begun = 0.0
+            self.shared.intake.done(self)
         if events:
             self._deliver(events)
 
@@ -205,6 +215,7 @@ class SocketConnection(asyncio.Protocol):
         self._reader = None
         self._held = ()
         self._rest = None
+        self.shared.intake.done(self)
         self.shared.forget(self)
         del self.transport
 
@@ -332,6 +343,7 @@ class SocketConnection(asyncio.Protocol):
 
     def _refuse(self, code: int, reason: str) -> None:
         self._reader = None
+        self.shared.intake.done(self)
         self.shared.refused(code)
         self._leave(frames.close(code, reason), hang_up=True)
 
@@ -441,17 +453,19 @@ class Sockets:
         *,
         limits: FrameLimits | None = None,
         most: int = 1 << 30,
+        intake: Intake | None = None,
         clock: Callable[[], float] = monotonic,
         on_fault: Callable[[SocketConnection], None] = lambda connection: None,
         on_gone: Callable[[SocketConnection], None] = lambda connection: None,
     ) -> None:
         """`wheel` is turned by the owner, by the same `clock`. `most`: clients held at once; one more is closed with
-        1013. `on_fault` is called in the `except` block of a handler that failed, `on_gone` for every connection that
-        ended."""
+        1013, as is whose message is too much for `intake`. `on_fault` is called in the `except` block of a handler that
+        failed, `on_gone` for every connection that ended."""
         self.loop = loop
         self.wheel = wheel
         self.limits = limits if limits is not None else FrameLimits()
         self.most = most
+        self.intake = intake if intake is not None else Intake()
         self.clock = clock
         self.on_fault = on_fault
         self.on_gone = on_gone

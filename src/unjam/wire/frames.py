@@ -152,6 +152,12 @@ class FrameReader:
         """Whether part of a frame or of a message is held."""
         return self._pending is not None or self._message is not None
 
+    @property
+    def held(self) -> int:
+        """Bytes of it."""
+        pending, message = self._pending, self._message
+        return (0 if pending is None else len(pending)) + (0 if message is None else message.size)
+
     def feed(self, data: bytes) -> Sequence[Event]:
         """What `data` completes: messages and control frames, in order."""
         pending = self._pending
