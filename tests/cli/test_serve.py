@@ -224,11 +224,13 @@ def test_a_gateway_is_served_steered_reloaded_and_stopped(
     assert len((folder / "access.log").read_text().splitlines()) == 2
 
 
-def test_an_address_that_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_admin", [False, True])
+def test_an_address_that_is_taken(tmp_path: Path, of_admin: bool) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        taken_port = taken.getsockname()[1]
+        address = f"127.0.0.1:{taken_port}"
         command = [
             sys.executable,
             "-m",
@@ -237,13 +239,15 @@ def test_an_address_that_is_taken(tmp_path: Path) -> None:
             "--to",
             "http://h",
             "--listen",
-            address,
+            f"unix:{tmp_path}/data.sock" if of_admin else address,
             "--admin",
-            "off",
+            address if of_admin else "off",
         ]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env={**os.environ}
         )
     assert done.returncode == 1
     assert "could_not_start" in done.stderr
+    assert str(taken_port) in done.stderr
+    assert "choose another address" in done.stderr
     assert "Traceback" not in done.stderr

@@ -161,7 +161,7 @@ async def test_runs_that_end_without_a_result_raise() -> None:
         with pytest.raises(RunCancelled):
             await client.result(cancelled)
         queued = await client.submit("auditor", pull=True)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=rf"{queued.id} has not ended within 0.05 s"):
             await client.result(queued, timeout=0.05)
         with pytest.raises(NotAccepted) as unknown:
             await client.get("run_" + "0" * 27)

@@ -184,7 +184,12 @@ async def test_an_exception_fails_the_run_and_gives_nothing_away(kind: str, capl
     assert found.status == "failed"
     assert found.error is not None
     assert bytes(found.error) == b'{"code":"worker_error","message":"the worker failed: KeyError"}'
-    assert "hunter2" in caplog.text  # who runs the worker sees it
+    # Who runs the worker sees it: what went wrong in the line of the run, and where below it.
+    (said,) = [record.message for record in caplog.records if "attempt 1" in record.message]
+    line, *below = said.splitlines()
+    assert "failed (worker_error: KeyError: 'password is hunter2') after" in line
+    assert line.endswith(" s, 1 event")
+    assert below[0].startswith("Traceback")
     assert await own_of(store, run) == [("before", None)]
 
 

@@ -144,18 +144,26 @@ class AsyncClient:
     async def result(self, run: str | Run, *, timeout: float | None = None) -> Any:
         """What the run returned, as soon as it has. Raises RunFailed, RunCancelled, RunExpired; TimeoutError after
         `timeout` seconds, when the run goes on all the same."""
-        async with asyncio.timeout(timeout):
-            while True:
-                path = f"{_path(run)}?wait={HELD:g}"
-                found = _decode(await self._call("GET", path, timeout=HELD + PATIENCE), Run)
-                if found.status == "completed":
-                    return found.result
-                if found.status == "failed":
-                    raise RunFailed(found)
-                if found.status == "cancelled":
-                    raise RunCancelled(found)
-                if found.status == "expired":
-                    raise RunExpired(found)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._result(run)
+        except TimeoutError:
+            if timeout is None:
+                raise
+            raise TimeoutError(f"{_path(run).rpartition('/')[2]} has not ended within {timeout:g} s") from None
+
+    async def _result(self, run: str | Run) -> Any:
+        while True:
+            path = f"{_path(run)}?wait={HELD:g}"
+            found = _decode(await self._call("GET", path, timeout=HELD + PATIENCE), Run)
+            if found.status == "completed":
+                return found.result
+            if found.status == "failed":
+                raise RunFailed(found)
+            if found.status == "cancelled":
+                raise RunCancelled(found)
+            if found.status == "expired":
+                raise RunExpired(found)
 
     async def cancel(self, run: str | Run) -> Run:
         """Wish for its end. A running one ends when its worker has heard of it."""

@@ -173,6 +173,16 @@ def wanted_by(config: Config) -> dict[str, Listen]:
     return found
 
 
+def why_not(error: Exception) -> str:
+    """Why a gateway could not start, and where somebody else has its address: what to do."""
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return (
+            f"{error.strerror}: another program, perhaps another gateway, listens there. End it, or choose another "
+            "address: listen and admin in the file, or --listen and --admin"
+        )
+    return str(error)
+
+
 def server_tls(cert: str, key: str | None) -> ssl.SSLContext:
     """Raises OSError, ssl.SSLError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -32,7 +32,7 @@ from unjam.gateway.changes import Changes
 from unjam.gateway.control import Control
 from unjam.gateway.durable import Durable
 from unjam.gateway.gateway import Gateway
-from unjam.gateway.listeners import Listeners, server_tls, unix_socket
+from unjam.gateway.listeners import Listeners, server_tls, unix_socket, why_not
 from unjam.gateway.members import Members
 from unjam.gateway.news import News
 from unjam.gateway.quality import Quality
@@ -433,7 +433,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     try:
         uvloop.run(main())
     except (OSError, ssl.SSLError, StoreError) as error:
-        log.error("could_not_start", why=str(error))
+        log.error("could_not_start", why=why_not(error))
         logs.flush()
         return 1
     log.info("stopped")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from unjam import exits
 from unjam.exits import USAGE
-from unjam.worker.worker import Worker
+from unjam.worker.worker import Worker, check_name
 
 #: (option, metavar, what it does): `unjam worker --help` says the same.
 OPTIONS = (
@@ -51,7 +51,9 @@ def find(name: str) -> Worker:
         found: object = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-            raise UsageError(f"there is no module {module!r} here or among what is installed") from None
+            meant = module.removesuffix(".py").replace("/", ".")
+            hint = f": say {meant}, as import does" if meant != module else ""
+            raise UsageError(f"there is no module {module!r} here or among what is installed{hint}") from None
         raise
     for part in (path or "worker").split("."):
         if not hasattr(found, part):
@@ -88,6 +90,10 @@ def _override(worker: Worker, options: argparse.Namespace, env: Mapping[str, str
         if not 0 <= worker.grace < 86400:
             raise UsageError("--grace must be a number of seconds")
     if options.name is not None:
+        try:
+            check_name(options.name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         worker.name = options.name
     if options.version is not None:
         if not options.version:

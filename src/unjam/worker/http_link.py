@@ -226,7 +226,7 @@ def _good(answer: Answer) -> Answer:
         said = msgspec.json.decode(answer.body, type=_Error).error
     except msgspec.DecodeError:
         said = _Said()
-    words = f"the gateway answered {status}" + (f": {said.message[:300]}" if said.message else "")
+    words = f"the gateway answered {status}" + (f": {said.message[:300].rstrip('.')}" if said.message else "")
     if status in _AGAIN or status >= 500:
         raise StoreAway(words, retry_after(answer))
     if said.code == Fenced.code:

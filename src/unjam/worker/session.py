@@ -177,6 +177,8 @@ class Session:
         self.draining = asyncio.Event()
         #: Nothing of it was done, for want of what it takes.
         self.unbegun = False
+        #: What its function raised, with all its lines; empty where one says it all.
+        self.trace = ""
         self._link = link
         self._gave_up = gave_up or asyncio.Event()
         self._over = asyncio.Event()
@@ -353,7 +355,10 @@ class Session:
         self._outbox.sent += len(events)
         if error is None:
             return status
-        return f"{status} ({error.code}{': ' if trace else ''}{trace})"
+        words = trace.rstrip().rpartition("\n")[2]
+        if words != trace:
+            self.trace = trace.rstrip()
+        return f"{status} ({error.code}{': ' if words else ''}{words})"
 
     async def _release(self) -> str:
         job, checkpoint = self.job, self._checkpoint

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -37,10 +38,18 @@ _BREATH: Final = 0.5
 #: Seconds that what still runs then has, before the process ends all the same.
 LAST: Final = 2.0
 
+_NAME: Final = re.compile(r"[!-~]{1,128}\Z")
+
 log = logging.getLogger("unjam.worker")
 
 Coroutine = TypeVar("Coroutine", bound=Callable[[Run], Awaitable[object]])
 Plain = TypeVar("Plain", bound=Callable[[PlainRun], object])
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for what no gateway takes."""
+    if not _NAME.match(name):
+        raise ValueError(f"the name {name[:40]!r} won't do: give up to 128 visible ASCII characters, and no spaces")
 
 
 class Worker:
@@ -81,6 +90,8 @@ class Worker:
             raise ValueError("version is empty: name one, or none")
         if lanes is not None and not lanes:
             raise ValueError("name a lane at least, or none for all")
+        if name is not None:
+            check_name(name)
         self.target = target
         self.slots = slots
         self.grace = grace
@@ -172,7 +183,8 @@ class Worker:
                 await self._pool.open()
             if not await self._open(link):
                 return
-            log.info(f"{self.name} works for {', '.join(self.services)} with {self.slots} slots")
+            slots = f"{self.slots} slot{'' if self.slots == 1 else 's'}"
+            log.info(f"{self.name} works for {', '.join(self.services)} with {slots}")
             claiming = asyncio.create_task(self._claim(link, call))
             waiting = asyncio.create_task(leave.wait())
             try:
@@ -270,7 +282,7 @@ class Worker:
                     log.exception("a claim failed; trying again")
                 elif str(error) != trouble:
                     trouble = str(error)
-                    log.warning(f"{trouble}; trying again")
+                    log.warning(f"{', '.join(self.services)}: {trouble}; trying again")
                 at_least = error.retry_after if isinstance(error, StoreAway) else 1.0
                 await pause(backoff.next(at_least), self._leave)
                 continue
@@ -321,8 +333,9 @@ class Worker:
         except Exception:
             log.exception(f"{job.run}: the worker itself failed; the run goes on elsewhere when its lease ends")
             return
-        log.info(f"{job.run} {job.service} attempt {job.attempt}: {what} after {session.seconds:.1f} s,"
-                 f" {session.events} events")  # fmt: skip
+        told = f"{session.events} event{'' if session.events == 1 else 's'}"
+        trace = f"\n{session.trace}" if session.trace else ""
+        log.info(f"{job.run} {job.service} attempt {job.attempt}: {what} after {session.seconds:.1f} s, {told}{trace}")
 
     async def _drain(self, hurry: asyncio.Event) -> None:
         """Returns when every run has ended or was handed back."""
