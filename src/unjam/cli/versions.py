@@ -26,7 +26,7 @@ AUDITED = ("breaker", "drain", "rollout", "weight")
 def weight(
     service: ServiceName,
     weights: Annotated[
-        list[str], typer.Argument(help="Weights by version, or one version and its.", metavar="VERSION=WEIGHT...")
+        list[str], typer.Argument(help="Weights by version, or one version and its.", metavar="VERSION=WEIGHT")
     ],
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
@@ -48,10 +48,10 @@ def weight(
 @in_sentences
 def breaker(
     service: ServiceName,
-    version: Annotated[str | None, typer.Argument(help="Name of the version.", metavar="[VERSION]")] = None,
+    version: Annotated[str | None, typer.Argument(help="Name of the version.", metavar="VERSION")] = None,
     action: Annotated[
         str | None,
-        typer.Argument(help="trip: out of traffic now. reset: back now. None: look.", metavar="[trip|reset]"),
+        typer.Argument(help="trip: out of traffic now. reset: back now. None: look.", metavar="trip|reset"),
     ] = None,
     admin: AdminUrl = LOCAL_ADMIN,
     token: AdminToken = None,
@@ -82,7 +82,7 @@ def breaker(
 def rollout(
     service: ServiceName,
     action: Annotated[
-        str | None, typer.Argument(help="Without it: look.", metavar="[start|pause|resume|promote|abort]")
+        str | None, typer.Argument(help="Without it: look.", metavar="start|pause|resume|promote|abort")
     ] = None,
     version: Annotated[
         str | None, typer.Option("--version", help="With start: another than the configured one.")
@@ -113,7 +113,7 @@ def rollout(
 @in_sentences
 def audit(
     key: Annotated[
-        str | None, typer.Argument(help="Only this and what is below it, such as weight/agent.", metavar="[KEY]")
+        str | None, typer.Argument(help="Only this and what is below it, such as weight/agent.", metavar="KEY")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", help="So many, the newest first.", min=1, max=1000)] = 50,
     before: Annotated[int | None, typer.Option("--before", help="Those before this number.", min=1)] = None,
