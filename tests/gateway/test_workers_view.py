@@ -142,6 +142,24 @@ async def test_a_lost_worker_gives_its_slot_back_and_counts_as_a_timeout() -> No
 
 
 @in_loop
+async def test_whoever_sweeps_a_slot_is_given_back() -> None:
+    """A push that was given up sweeps too, and may come before the gateway's own turn."""
+    clock = [1000.0]
+    store = MemoryStore(monotonic=lambda: clock[0])
+    async with runs_gateway(store=store) as running:
+        api = await Api.connect(running)
+        await api.create()
+        await claim(api)
+        durable, balancer = running.server.durable, running.server.gateway.balancer
+        assert durable is not None
+        for _ in range(60):
+            clock[0] += 1.0
+            await store.sweep(0)
+        assert len(await durable.store.sweep()) == 1
+        assert (balancer.leases, balancer.services["auditor"].ended[Outcome.TIMEOUT]) == (0, 1)
+
+
+@in_loop
 async def test_a_drained_worker_gets_nothing_and_says_why() -> None:
     async with runs_gateway() as running:
         api = await Api.connect(running)

@@ -35,6 +35,8 @@ class CountedStore:
         self._results = asyncio.Semaphore(RESULTS)
         #: Told of each run that is completed by way of this gateway, with its result.
         self.on_completed: Callable[[Run, bytes | None], None] = lambda run, result: None
+        #: Told of each run that a sweep of this gateway has settled, whoever swept and for whatever reason.
+        self.on_swept: Callable[[Run], None] = lambda run: None
 
     # Whom the store tells.
 
@@ -173,6 +175,7 @@ class CountedStore:
             self._settled(settled)
             key = settled.run.service, settled.run.status
             self._stats.swept[key] = self._stats.swept.get(key, 0) + 1
+            self.on_swept(settled.run)
         return swept
 
     async def cancel(self, run: str) -> Settled:

@@ -24,6 +24,7 @@ from unjam.gateway.runs_errors import missing
 from unjam.gateway.workers import Workers
 from unjam.runs.hub import Hub
 from unjam.runs.machine import FAILED
+from unjam.runs.model import Run
 from unjam.runs.ready import Ready, Waiting
 from unjam.runs.store import make
 from unjam.runs.store.base import Store, StoreAway, StoreError
@@ -82,6 +83,7 @@ class Durable:
         self.dispatcher = Dispatcher(gateway, self.store, worker=f"gateway:{socket.gethostname()}:{os.getpid()}")
         self.ready.listen(self.dispatcher.ready)
         self.workers = Workers(self)
+        self.store.on_swept = self._swept
         self.given = Waiting()
         self.bodies = BodyCache()
         self._rng = Random()
@@ -179,14 +181,13 @@ class Durable:
 
     async def _sweep(self) -> None:
         while True:
-            swept = await self.store.sweep(SWEPT)
-            for settled in swept:
-                run = settled.run
-                self.workers.ended(run)
-                tell = self.gateway.log.warning if run.status == FAILED else self.gateway.log.info
-                tell("run_swept", run=run.id, service=run.service, status=run.status, worker=run.worker or "")
-            if len(swept) < SWEPT:
+            if len(await self.store.sweep(SWEPT)) < SWEPT:
                 return
+
+    def _swept(self, run: Run) -> None:
+        self.workers.ended(run)
+        tell = self.gateway.log.warning if run.status == FAILED else self.gateway.log.info
+        tell("run_swept", run=run.id, service=run.service, status=run.status, worker=run.worker or "")
 
     async def _depth(self) -> None:
         self.stats.depth = await self.store.depth()
