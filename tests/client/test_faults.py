@@ -162,3 +162,24 @@ async def test_what_cannot_be_a_key_is_not_sent(key: str) -> None:
         with pytest.raises(ValueError, match="visible ASCII"):
             await client.submit("auditor", key=key)
         assert not server.asked
+
+
+@in_loop
+async def test_a_gateway_that_does_not_hold_the_question_is_not_flooded() -> None:
+    """One that is stopping, behind a balancer that doesn't know it yet."""
+    asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.readuntil(b"\r\n\r\n")
+        asked += 1
+        body = (
+            b'{"id":"r","service":"s","status":"running","lane":"fast","attempt":1,'
+            b'"created_at":"2026-01-01T00:00:00Z"}'
+        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body))
+
+    async with serving(serve) as client:
+        with pytest.raises(TimeoutError):
+            await client.result("r", timeout=0.7)
+    assert 1 < asked < 8

@@ -153,8 +153,9 @@ class AsyncClient:
             raise TimeoutError(f"{_path(run).rpartition('/')[2]} has not ended within {timeout:g} s") from None
 
     async def _result(self, run: str | Run) -> Any:
+        backoff, clock = Backoff(most=2.0), asyncio.get_running_loop().time
         while True:
-            path = f"{_path(run)}?wait={HELD:g}"
+            path, asked = f"{_path(run)}?wait={HELD:g}", clock()
             found = _decode(await self._call("GET", path, timeout=HELD + PATIENCE), Run)
             if found.status == "completed":
                 return found.result
@@ -164,6 +165,10 @@ class AsyncClient:
                 raise RunCancelled(found)
             if found.status == "expired":
                 raise RunExpired(found)
+            if clock() - asked < 1.0:  # not held: the gateway is stopping, say, and another is not there yet
+                await asyncio.sleep(backoff.next())
+            else:
+                backoff.reset()
 
     async def cancel(self, run: str | Run) -> Run:
         """Wish for its end. A running one ends when its worker has heard of it."""
