@@ -174,8 +174,7 @@ async def test_a_gateway_that_does_not_hold_the_question_is_not_flooded() -> Non
         await reader.readuntil(b"\r\n\r\n")
         asked += 1
         body = (
-            b'{"id":"r","service":"s","status":"running","lane":"fast","attempt":1,'
-            b'"created_at":"2026-01-01T00:00:00Z"}'
+            b'{"id":"r","service":"s","status":"running","lane":"fast","attempt":1,"created_at":"2026-01-01T00:00:00Z"}'
         )
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body))
 
