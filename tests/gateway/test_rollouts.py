@@ -438,3 +438,27 @@ async def test_a_gateway_that_has_not_been_reloaded_yet_leaves_the_steps_of_othe
             for each in (first, second):
                 await looked(each)
             assert [each.server.rollouts.status()["agent"]["state"] for each in (first, second)] == ["running"] * 2
+
+
+@in_loop
+async def test_versions_that_only_another_gateway_has_yet_are_in_nobodys_way(shared: Shared) -> None:
+    from unjam.config import parse
+
+    async with fleet(broken) as (old, new):
+        rollout = "{steps: [10%, 100%], hold: 1h}"
+        given = {"text": config(old, new, rollout, SHARED)}
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(
+                gateway(config=given["text"], reload=lambda: parse(given["text"], {}))
+            )
+            second, admin = await stack.enter_async_context(running(given["text"]))
+            await until(lambda: second.gateway.balancer.services["agent"].versions[1].weight == 10.0)
+            given["text"] = three(old, new, rollout).replace("'memory'", f"'{SHARED}'")
+            assert await first.server.reload() == []
+            v6, v7, v8 = first.gateway.balancer.services["agent"].versions
+            assert (v6.weight, v7.weight, v8.weight) == (45.0, 45.0, 10.0)
+            await until(lambda: second.gateway.balancer.services["agent"].versions[0].weight == 45.0)
+            await under_load(second, admin, "rolled_back")
+            assert await admin.weights() == {"v7": 100.0, "v8": 0.0}
+            await until(lambda: v8.weight == 0.0)
+            assert v7.weight > 0.0

@@ -33,16 +33,17 @@ UNDER_WAY: Final = ("running", "paused")
 
 class Rollout:
     """Of one service. `before`: the weights when it began, of the versions that are there; `trips`: of the new
-    version's breaker by then, for what it answered; `share`: that the new version was last given, here or elsewhere;
-    `strange`: since when the weights have been other than that."""
+    version's breaker by then, for what it answered; `share`, `told`: that the new version was last given, and
+    the weights for it, here or elsewhere; `strange`: since when the weights have been other than that."""
 
-    __slots__ = ("before", "promotion", "recording", "share", "strange", "trips")
+    __slots__ = ("before", "promotion", "recording", "share", "strange", "told", "trips")
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.promotion = Promotion(spec)
         self.before: dict[str, float] = {}
         self.trips = 0
         self.share = self.promotion.share
+        self.told: dict[str, float] = {}
         self.strange: float | None = None
         #: The last decision on its way to where it is kept.
         self.recording: asyncio.Task[str] | None = None
@@ -98,29 +99,36 @@ class Rollouts:
                 self._forget(name)  # another version's turn; taken up at the next tick
                 continue
             now = monotonic()
-            before, weights = rollout.saved(now), rollout.weights(rollout.share)
-            if rollout.before.keys() != {version.name for version in service.versions}:
-                self._regroup(service, rollout)
+            before = rollout.saved(now)
+            self._regroup(service, rollout)
             if spec != rollout.promotion.spec:
                 rollout.promotion = Promotion(spec)
                 rollout.promotion.restore(before, *self._seen(service, spec.version), now)
                 self._time(service, rollout)
-            self._align(name, service, rollout, before, weights)
+            self._align(name, service, rollout, before)
 
-    def _align(self, name: str, service: Service, rollout: Rollout, before: Any, weights: Mapping[str, float]) -> None:
-        """Steps or versions are others than when `weights` were decided on: have those that go with the new ones. Not
+    def _align(self, name: str, service: Service, rollout: Rollout, before: Any) -> None:
+        """Steps or versions are others than when the weights were decided on: have those that go with the new ones. Not
         in place of what somebody, or the file itself, has set."""
         state = rollout.promotion
-        ours = all(isclose(each.weight, weights.get(each.name, each.weight)) for each in service.versions)
-        if ours and weights != rollout.weights(state.share) and state.state in UNDER_WAY:
+        if (
+            self._as_told(service, rollout)
+            and rollout.told != rollout.weights(state.share)
+            and state.state in UNDER_WAY
+        ):
             state.why = "the configuration was changed"
             self._changed(name, service, rollout, before, self._changes.where)
 
+    def _as_told(self, service: Service, rollout: Rollout) -> bool:
+        """Each version that was given a weight has it still."""
+        return all(isclose(each.weight, rollout.told.get(each.name, each.weight)) for each in service.versions)
+
     def _regroup(self, service: Service, rollout: Rollout) -> None:
-        """Versions came or went: compare the new one with those that are there now."""
-        rollout.before = {each.name: rollout.before.get(each.name, each.weight) for each in service.versions}
-        rollout.promotion.recount(*self._seen(service, rollout.promotion.spec.version))
-        self._time(service, rollout)
+        """Versions may have come or gone."""
+        if rollout.before.keys() != {each.name for each in service.versions}:
+            rollout.before = {each.name: rollout.before.get(each.name, each.weight) for each in service.versions}
+            rollout.promotion.recount(*self._seen(service, rollout.promotion.spec.version))
+            self._time(service, rollout)
 
     def _wanted(self, name: str) -> bool:
         service = self._gateway.balancer.services.get(name)
@@ -145,10 +153,8 @@ class Rollouts:
             if rollout.promotion.state == "running":
                 # What it had held when that was kept, and what has passed since.
                 rollout.promotion.since -= self._changes.age(f"rollout/{name}")
-            weights = rollout.weights(rollout.share)
-            if rollout.before.keys() != {version.name for version in service.versions}:
-                self._regroup(service, rollout)
-            self._align(name, service, rollout, dict(kept), weights)
+            self._regroup(service, rollout)
+            self._align(name, service, rollout, dict(kept))
             return
         self._begin(name, service, spec, self._changes.where, "configured", now)
 
@@ -159,6 +165,7 @@ class Rollouts:
             rollout.before = {str(version): float(weight) for version, weight in kept["before"].items()}
             # By its own steps, which may be other ones than ours until the next reload.
             rollout.share = float(kept.get("share", rollout.promotion.share))
+            rollout.told = rollout.weights(rollout.share)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._gateway.log.warning("rollout_unreadable", service=service.name, why=repr(error))
             return False
@@ -199,7 +206,7 @@ class Rollouts:
         actual = {version.name: version.weight for version in service.versions}
         total = sum(actual.values())
         share = actual[rollout.promotion.spec.version] / total if total else 0.0
-        if isclose(share, rollout.share, abs_tol=1e-4):
+        if isclose(share, rollout.share, abs_tol=1e-4) or self._as_told(service, rollout):
             rollout.strange = None
         elif rollout.strange is None:
             rollout.strange = now
@@ -223,15 +230,14 @@ class Rollouts:
         weights = self._weights(service, rollout) if weigh else None
         rollout.strange = None
         rollout.share = state.share
+        rollout.told = rollout.weights(state.share)
         after = rollout.saved(monotonic())
         rollout.recording = self._changes.rollout(name, before, after, who, state.why, weights)
 
     def _weights(self, service: Service, rollout: Rollout) -> dict[str, float]:
         """What the versions are to have now. One that goes back leaves those of the others as somebody has set them."""
-        state, expected = rollout.promotion, rollout.weights(rollout.share)
-        if state.state == "rolled_back" and not all(
-            isclose(each.weight, expected.get(each.name, each.weight)) for each in service.versions
-        ):
+        state = rollout.promotion
+        if state.state == "rolled_back" and not self._as_told(service, rollout):
             mine = state.spec.version
             if any(each.weight for each in service.versions if each.name != mine):
                 return {mine: 0.0}
@@ -255,7 +261,9 @@ class Rollouts:
             # It had not heard of what was found here.
             self._changed(name, service, rollout, change.after, self._changes.where)
             return
-        self._restored(rollout, service, change.after, now)
+        if self._restored(rollout, service, change.after, now):
+            # Who was reloaded before us, or wasn't yet, knows other versions.
+            self._regroup(service, rollout)
 
     # -- the admin's ------------------------------------------------------------------------------------------------
 
