@@ -217,7 +217,9 @@ async def broken(call: Call) -> None:
 @in_loop
 async def test_failures_are_counted_and_told_once_and_requests_go_on(behaviour: Any, result: str, why: str) -> None:
     agent = await Agent(behaviour).start()
-    async with gateway(agent, config=configured(agent)) as running:
+    interval = 80 if behaviour is silent else 300  # ms, also for an answer
+    config = configured(agent, load=f"{{metrics: {{engine: vllm, interval: {interval}ms}}}}")
+    async with gateway(agent, config=config) as running:
         log = listen(running)
         await until_pulled(running, "metrics", result, 3)
         ((level, ok, told_why),) = log.of("load_pull")
@@ -244,7 +246,7 @@ async def test_a_page_without_an_end_is_cut_off() -> None:
 @in_loop
 async def test_an_endpoint_that_is_not_there() -> None:
     agent = await Agent().start()
-    async with gateway(agent, config=configured(agent)) as running:
+    async with gateway(agent, config=configured(agent, load="{metrics: {engine: vllm, interval: 500ms}}")) as running:
         log = listen(running)
         await agent.stop()
         await until_pulled(running, "metrics", "failed", 2)

@@ -55,17 +55,17 @@ async def test_who_says_goodbye_is_gone_at_once(h: Harness) -> None:
 
 
 async def test_who_is_silent_is_gone_after_its_time(h: Harness) -> None:
-    await h.store.announce(info("short"), 5)
-    await h.store.announce(info("long"), 60)
-    await h.advance(4)
-    await h.store.announce(info("again"), 5)
+    await h.store.announce(info("short"), 50)
+    await h.store.announce(info("long"), 600)
+    await h.advance(40)
+    await h.store.announce(info("again"), 50)
     assert await there(h) == ["again", "long", "short"]
-    await h.advance(2)
+    await h.advance(20)
     assert await there(h) == ["again", "long"]
-    await h.store.announce(info("again"), 5)
-    await h.advance(4)
+    await h.store.announce(info("again"), 50)
+    await h.advance(40)
     assert await there(h) == ["again", "long"]
-    await h.advance(60)
+    await h.advance(600)
     assert await there(h) == []
 
 
