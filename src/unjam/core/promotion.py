@@ -184,7 +184,8 @@ class Promotion:
             self.abort(verdict)
         else:
             calls = new.calls - self._new.calls
-            self.promote(new, old, now, f"no worse than before in {calls} calls at {self.share:.3g} of the traffic")
+            share = f"{100 * self.share:.3g} % of the traffic"
+            self.promote(new, old, now, f"no worse than before in {calls} calls at {share}")
         return True
 
     def of_step(self, new: Seen, old: Seen) -> tuple[Seen, Seen]:
