@@ -8,8 +8,9 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -62,6 +63,13 @@ async def asked(others: Others, question: bytes, patience: float = 5.0) -> tuple
     answers: list[bytes] = []
     complete = await others.ask(question, patience, answers.append)
     return complete, sorted(answers)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path is short, as that of a socket must be."""
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        yield Path(folder)
 
 
 def sockets(folder: Path) -> list[Path]:
@@ -155,14 +163,14 @@ async def test_one_that_is_killed_is_not_waited_for_and_one_that_hangs_is_told_o
     assert not sockets(tmp_path)
 
 
-async def test_a_killed_ones_socket_is_removed_by_who_comes_next(tmp_path: Path) -> None:
-    url = f"sqlite:{tmp_path / 'unjam.db'}"
-    left = tmp_path / f"unjam.db.kept-{'0' * 16}.sock"
+async def test_a_killed_ones_socket_is_removed_by_who_comes_next(short: Path) -> None:
+    url = f"sqlite:{short / 'unjam.db'}"
+    left = short / f"unjam.db.kept-{'0' * 16}.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as gone:
         gone.bind(str(left))
     async with another(url, silent):
         assert not left.exists()
-        (ours,) = sockets(tmp_path)
+        (ours,) = sockets(short)
         assert ours.stat().st_mode & 0o777 == 0o600
 
 
@@ -185,8 +193,8 @@ async def test_where_no_socket_can_be_it_is_told_and_there_are_no_others(tmp_pat
     await others.close()
 
 
-async def test_what_is_not_understood_is_passed_over(tmp_path: Path) -> None:
-    url = f"sqlite:{tmp_path / 'unjam.db'}"
+async def test_what_is_not_understood_is_passed_over(short: Path) -> None:
+    url = f"sqlite:{short / 'unjam.db'}"
     heard: list[bytes] = []
 
     def respond(question: bytes) -> bytes:
@@ -194,7 +202,7 @@ async def test_what_is_not_understood_is_passed_over(tmp_path: Path) -> None:
         return b"answer"
 
     async with another(url, respond) as one:
-        (theirs,) = sockets(tmp_path)
+        (theirs,) = sockets(short)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
             for said in (b"", b"?", b"!", b"x", b"?nonsense", b"!0123456789abcdef 1\nlate", b"?../../etc/passwd 1\n"):
                 stranger.sendto(said, str(theirs))
