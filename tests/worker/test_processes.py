@@ -141,6 +141,60 @@ async def test_a_child_that_is_killed_costs_an_attempt_and_the_worker_nothing(tm
         assert pid != events[0][1][1]
 
 
+FORKS = """
+import os, signal, time
+from unjam.worker import Worker
+from unjam.worker.processes import Processes
+
+Processes.__init__.__defaults__ = (0.2,)
+worker = Worker("http://127.0.0.1:1", service="auditor", processes=True)
+
+@worker.run
+def pages(run):
+    child = os.fork()
+    if child == 0:
+        while True:
+            time.sleep(1)
+    run.emit("started", child)
+    if run.input == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "cancelled", "worker"])
+@in_loop
+async def test_what_a_function_has_started_ends_with_its_process(tmp_path: Path, how: str) -> None:
+    """It holds the pipe to the worker open, too."""
+    (tmp_path / "pages.py").write_text(FORKS)
+    store = MemoryStore()
+    async with api(store, lease=0.6) as server:
+        run = await create(store, how, retry="restart", max_attempts=1)
+        async with worker(tmp_path, server.url) as running:
+            while not (events := await own_of(store, run)):
+                await asyncio.sleep(0.01)
+            ((_, started),) = events
+            if how == "killed":
+                await running.says("lost: its process was ended by signal 9")
+                while not await store.sweep():
+                    await asyncio.sleep(0.02)
+                assert (await store.get(run)).status == "failed"
+            elif how == "cancelled":
+                await store.cancel(run)
+                assert (await ended(store, run)).status == "cancelled"
+            else:
+                running.send(signal.SIGKILL)
+        await until(lambda: over(started))
+
+
+def over(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @in_loop
 async def test_children_end_with_a_worker_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "pages.py").write_text(PLAIN.replace("PROCESSES", "True"))

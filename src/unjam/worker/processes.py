@@ -2,7 +2,7 @@
 
 What a process is killed for (memory, a crash in a library) costs its run one attempt and the worker nothing. A function
 that doesn't stop when it is to is killed. Processes end with the worker, also when that is killed: they see the end of
-their pipe.
+their pipe. What a function has started of its own ends with its process: each leads a process group.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -67,6 +68,7 @@ class _PipePort:
 
 def _serve(pipe: Connection, function: Function) -> None:
     """The process: runs what it is given until the pipe ends."""
+    os.setpgid(0, 0)
     # Signals are for the worker, which tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -90,7 +92,7 @@ def _serve(pipe: Connection, function: Function) -> None:
                     port.answers.put((kind == "answer", what[0]))
         except (EOFError, OSError):
             # The worker is gone: nobody shall work on in its name.
-            os._exit(0)
+            os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=listen, name="unjam-worker", daemon=True).start()
     pipe.send(("ready",))
@@ -114,6 +116,7 @@ class _Child:
         self._to_say: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._session: Session | None = None
         self._asked: set[asyncio.Task[None]] = set()
+        self._exited = threading.Event()
         self.alive = True
         self.ended: asyncio.Future[Outcome]
 
@@ -124,8 +127,8 @@ class _Child:
         #: It has found the function; or is gone.
         self.ready = asyncio.Event()
         # Threads: a process that is stopped within a message must not stop the worker's loop.
-        threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._write, daemon=True).start()
+        for work in (self._read, self._write, self._wait):
+            threading.Thread(target=work, daemon=True).start()
 
     def begin(self, session: Session) -> None:
         self._session = session
@@ -138,7 +141,13 @@ class _Child:
         self._to_say.put(message)
 
     def kill(self) -> None:
-        self._process.kill()
+        """With what it has started."""
+        try:
+            assert self._process.pid is not None
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            # It has no group yet, or none any more.
+            self._process.kill()
 
     def leave(self) -> None:
         """The process ends as soon as it is idle."""
@@ -148,7 +157,7 @@ class _Child:
         try:
             while (message := self._to_say.get()) is not None:
                 self._pipe.send(message)
-            self._process.kill()
+            self.kill()
         except OSError:
             # It is gone, as `_read` will tell.
             pass
@@ -158,11 +167,22 @@ class _Child:
             while True:
                 self._tell(self._heard, self._pipe.recv())
         except Exception:  # noqa: BLE001 - its end, or something that no process of ours says
-            self._process.join(ENDING)
-            self._process.kill()
-        self._process.join()
+            self._exited.wait(ENDING)
+            self.kill()
+        self._exited.wait()
         self._to_say.put(None)
         self._tell(self._lost)
+
+    def _wait(self) -> None:
+        """Its end, also where others that it has started hold the pipe open."""
+        self._process.join()
+        self._exited.set()
+        self.kill()
+        try:
+            with socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
         try:
