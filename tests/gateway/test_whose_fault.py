@@ -18,6 +18,10 @@ HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: %b\r\n\r\n" % KEY
 )
+ACCEPTS = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: %b\r\n\r\n" % websocket.accept_for(KEY)
+)
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 HALF = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nhalf of it"
 #: Enough to trip it, if they counted.
@@ -52,10 +56,7 @@ async def all_ended(gw: Running) -> None:
 
 
 async def tunnel(call: Call) -> None:
-    await call.write(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n\r\n" % websocket.accept_for(KEY)
-    )
+    await call.write(ACCEPTS)
     await until_gone(call)
 
 
@@ -67,6 +68,29 @@ async def test_tunnels_that_are_silent_or_last_long_say_nothing_of_their_version
             await opened(gw, HANDSHAKE)
             await all_ended(gw)
             assert (outcomes(gw), tripped(gw)) == ({Outcome.CANCELLED: CALLS}, False), limits
+
+
+@in_loop
+async def test_a_tunnel_that_ends_before_anybody_has_said_a_word_is_broken() -> None:
+    for says, hears, outcome in (
+        (b"", b"", Outcome.TRUNCATED),
+        (b"\x88\x00", b"", Outcome.OK),
+        (b"", b"?", Outcome.OK),
+    ):
+
+        async def hangs_up(call: Call, says: bytes = says, hears: bytes = hears) -> None:
+            await call.write(ACCEPTS + says)
+            await call.reader.readexactly(len(hears))
+            call.abort()
+
+        agent = await Agent(hangs_up).start()
+        async with gateway(agent, config=config(agent)) as gw:
+            for wire in await opened(gw, HANDSHAKE):
+                await wire.reader.readuntil(b"\r\n\r\n")
+                await wire.send(hears)
+                await wire.closed()
+            await all_ended(gw)
+            assert (outcomes(gw), tripped(gw)) == ({outcome: CALLS}, outcome is Outcome.TRUNCATED)
 
 
 @in_loop

@@ -342,7 +342,7 @@ class Exchange(Leased):
         if self.chunk_out:
             self.client.transport.write(b"0\r\n\r\n")
         outcome = Outcome.OK
-        if self.status >= 400 or self.events is not None or self.reason:
+        if self.status != 200 or self.events is not None or self.reason:
             outcome = own_verdicts.outcome(self)
         self._end(outcome, reusable and self.body_done, now)
 

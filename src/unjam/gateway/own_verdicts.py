@@ -84,6 +84,9 @@ def outcome(exchange: Exchange) -> Outcome:
         return Outcome.SERVER_ERROR
     if exchange.status >= 400:
         return Outcome.CLIENT_ERROR
+    if exchange.status == 101 and not exchange.bytes_in and not exchange.bytes_out:
+        exchange.reason = "endpoint_lost"  # it agreed to a tunnel and hung up, without a word and unprovoked
+        return Outcome.TRUNCATED
     if events is not None and events.errors:
         exchange.reason = "error_event"
         return Outcome.SERVER_ERROR
