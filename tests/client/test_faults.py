@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from unjam.client import AsyncClient, NotAccepted, Unavailable, aio
+from unjam.client.sse import Reader
 from unjam.gateway.runs_follow import gap
 from unjam.runs.store.memory import MemoryStore
 
@@ -182,3 +184,15 @@ async def test_a_gateway_that_does_not_hold_the_question_is_not_flooded() -> Non
         with pytest.raises(TimeoutError):
             await client.result("r", timeout=0.7)
     assert 1 < asked < 8
+
+
+def test_a_large_event_is_looked_at_once() -> None:
+    """However many pieces it comes in: nobody else of the program has its turn meanwhile."""
+    reader, piece = Reader(), b"x" * 4096
+    began = time.process_time()
+    found = [*reader.feed(b"id: 7\nevent: a\ndata: \r"), *reader.feed(b"\ndata: ")]
+    for _ in range(4096):
+        found += reader.feed(piece)
+    found += reader.feed(b"\r\n\r\n")
+    assert [(each.id, each.event, len(each.data)) for each in found] == [("7", "a", 1 + (16 << 20))]
+    assert time.process_time() - began < 5, "searched again with each piece it takes minutes"

@@ -25,7 +25,11 @@ class Reader:
     """One stream. ValueError for what is no UTF-8, or too long."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        #: The pieces of the open line, and their bytes; a CR behind them may be half of a line end.
+        self._open: list[bytes] = []
+        self._length = 0
+        self._held = b""
+        #: Bytes of the open event's data.
         self._size = 0
         self._id: str | None = None
         self._event = ""
@@ -33,11 +37,18 @@ class Reader:
 
     def feed(self, piece: bytes) -> list[Message]:
         """The events that end in it; a piece of a long line is only kept."""
-        held = b"\r" if piece.endswith(b"\r") else b""
-        # A CR at the end may be half of a line end.
-        lines = _LINE_END.split(self._rest + piece[: len(piece) - len(held)])
-        self._rest = lines.pop() + held
-        if self._size + len(self._rest) > LARGEST:
+        piece = self._held + piece
+        self._held = b"\r" if piece.endswith(b"\r") else b""
+        lines = _LINE_END.split(piece[: len(piece) - len(self._held)])
+        rest = lines.pop()
+        if lines and self._open:
+            lines[0] = b"".join([*self._open, lines[0]])
+        if lines:
+            self._open, self._length = [], 0
+        if rest:
+            self._open.append(rest)
+            self._length += len(rest)
+        if self._size + self._length > LARGEST:
             raise ValueError("an event is too long")
         messages = []
         for line in lines:
