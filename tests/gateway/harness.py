@@ -33,7 +33,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     def wrapper(*args: Any, **kwargs: Any) -> None:
         async def bounded() -> None:
             try:
-                async with asyncio.timeout(PATIENCE * 3):
+                async with asyncio.timeout(PATIENCE * 5):
                     await test(*args, **kwargs)
             finally:
                 for agent in list(_serving):
