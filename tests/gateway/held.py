@@ -18,7 +18,8 @@ from unjam.gateway.client import ClientConnection
 from unjam.gateway.exchange import Exchange
 from unjam.gateway.gateway import Gateway
 from unjam.gateway.settings import Settings
-from unjam.gateway.sockets import Handler, SocketConnection, Sockets
+from unjam.gateway.socket_connection import Handler, SocketConnection
+from unjam.gateway.sockets import Sockets
 from unjam.gateway.timers import TICK, Wheel
 from unjam.wire import frames, websocket
 from unjam.wire.frames import FrameLimits

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from unjam.config import parse
 from unjam.gateway import run_socket, socket_shapes
 from unjam.gateway.openapi import document
-from unjam.gateway.sockets import HIGH
+from unjam.gateway.socket_connection import HIGH
 from unjam.runs.model import Batch
 from unjam.runs.store.base import LogExpired
 from unjam.runs.store.memory import MemoryStore

@@ -21,8 +21,9 @@ from unjam.gateway.auth import NOBODY, Tenant
 from unjam.gateway.local import ANSWERED, LocalExchange, Refused
 from unjam.gateway.runs_api import AROUND
 from unjam.gateway.runs_errors import missing, refused
+from unjam.gateway.socket_connection import OPEN, Handler, SocketConnection
 from unjam.gateway.socket_shapes import MOST_RUNS, PROTOCOL
-from unjam.gateway.sockets import OPEN, Handler, SocketConnection, Sockets
+from unjam.gateway.sockets import Sockets
 from unjam.runs.hub import Delivery, Follower
 from unjam.runs.machine import TERMINAL, Status
 from unjam.runs.store.base import StoreError
