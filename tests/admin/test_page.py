@@ -184,6 +184,12 @@ def test_unknown_sizes_do_not_break_it() -> None:
     assert "3 / 0" in show(fleet).text
 
 
+def test_it_says_that_runs_cannot_be_reached() -> None:
+    html = page.render({"store_away": "Redis <is> away"}, True, "")
+    assert "runs can't be reached: Redis <is> away" in Reader(html).text
+    assert "reached" not in show().text
+
+
 def test_names_are_escaped() -> None:
     odd = "<script>alert(1)</script>\"'&"
     state: dict[str, Any] = {

@@ -81,6 +81,12 @@ def test_status_of_a_gateway_that_says_less(unjam: Unjam, admin: Any, answer: An
     assert unjam("status", "--admin", admin.url).exit_code == 0
 
 
+def test_status_says_that_runs_cannot_be_reached(unjam: Unjam, admin: Any) -> None:
+    admin.answer = {"store_away": "Redis at h: connection \x1b[31mrefused"}
+    lines = unjam("status", "--admin", admin.url).stdout.splitlines()
+    assert lines[1] == r"runs can't be reached: Redis at h: connection \x1b[31mrefused"
+
+
 def test_status_of_a_gateway_that_is_not_ready(unjam: Unjam, admin: Any) -> None:
     admin.answer = {"ready": False, "why": "draining", "services": {}}
     assert "not ready: draining" in unjam("status", "--admin", admin.url).stdout

@@ -186,9 +186,11 @@ async def test_the_log_tells_once_that_the_store_is_away_and_back(capfd: pytest.
         assert metric(page, "unjam_runs_store_up") == 0
         status, body = await admin(running, "GET", f"/api/runs/{run['id']}")
         assert (status, body["error"]["code"]) == (503, "store_away")
-        assert "Why: " in body["error"]["message"], "operators are told what lies behind the gateway"
+        assert "Why: connection refused." in body["error"]["message"], "operators are told what lies behind the gateway"
+        assert (await admin(running, "GET", "/api/state"))[1]["store_away"] == "connection refused"
         store.away = False
         assert (await api.call("GET", f"/v1/runs/{run['id']}"))[0] == 200
+        assert "store_away" not in (await admin(running, "GET", "/api/state"))[1]
     said = "".join(capfd.readouterr())
     assert said.count("store_away") == 1
     assert said.count("store_back") == 1

@@ -304,7 +304,7 @@ async def test_a_second_signal_hands_back_at_once(tmp_path: Path) -> None:
     [
         (["nothing_like_it:worker"], "there is no module 'nothing_like_it'"),
         (["pages.py:worker"], "here or among what is installed: say pages, as import does"),
-        (["jobs/pages"], "say jobs.pages, as import does"),
+        (["../jobs/pages"], "'../jobs/pages' is a path: go to its folder and say the module"),
         (["json:nothing"], "json has no nothing"),
         (["json:dumps"], "is no unjam.worker.Worker"),
         ([":worker"], "say module:object"),

@@ -42,6 +42,7 @@ def render(
     reports = any(read.has_load(endpoint) for endpoint in endpoints)
     facts = [
         pill("ok", "ready") if ready else pill("bad", f"not ready: {why}"),
+        pill("bad", f"runs can't be reached: {snapshot['store_away']}") if snapshot.get("store_away") else "",
         f'<span class="num"><b>{running}</b> <span class="dim">running</span></span>',
         f'<span class="num"><b>{waiting}</b> <span class="dim">waiting</span></span>',
         f'<span class="num"><b>{usable}</b><span class="dim"> of {len(endpoints)} endpoints usable</span></span>',

@@ -38,6 +38,8 @@ def show(state: Mapping[str, Any], console: Console | None = None) -> None:
     leases = state.get("leases")
     line.append(f", {_number(leases)} request{'' if leases == 1 else 's'} running", "default")
     out.print(line)
+    if state.get("store_away"):
+        out.print(Text(f"runs can't be reached: {_text(state['store_away'])}", "bold red"), soft_wrap=True)
     for name, service in _items(state.get("services")):
         out.print()
         _service(out, name, service)

@@ -198,7 +198,8 @@ def warn(answer: dict[str, Any]) -> None:
     """Of what the gateway could not do beside what was asked."""
     warning = answer.get("warning")
     if isinstance(warning, str):
-        say(f"warning: {_text(warning)}.")
+        end = "" if warning.endswith((".", "?", "!")) else "."
+        say(f"warning: {_text(warning)}{end}")
 
 
 def _rollout(service: str, found: dict[str, Any]) -> list[str]:

@@ -34,6 +34,9 @@ class Control:
         found = self._server.gateway.balancer.snapshot(monotonic())
         for name, rollout in self._server.rollouts.status().items():
             found["services"][name]["rollout"] = rollout
+        durable = self._server.durable
+        if durable is not None and durable.stats.away:
+            found["store_away"] = durable.store.why_away
         return found
 
     def metrics(self) -> Collector:
@@ -77,7 +80,7 @@ class Control:
             changes = await self._server.changes.history(limit, before, key)
         except (KeptError, TimeoutError) as error:
             why = str(error) or "it doesn't answer"
-            raise ControlRefused("store_away", f"The audit log can't be read now: {why}.", 503) from None
+            raise ControlRefused("store_away", f"The audit log can't be read now: {_ended(why)}", 503) from None
         return [{**msgspec.to_builtins(change), "at": _time(change.at)} for change in changes]
 
     def rollouts(self) -> Rollouts:
@@ -131,6 +134,11 @@ class Control:
         if trouble:
             return {"kept": False, "holds": "here, until the next restart", "warning": f"it is not kept: {trouble}"}
         return {"kept": True, "holds": "over restarts"}
+
+
+def _ended(words: str) -> str:
+    """As the end of a sentence."""
+    return words if words.endswith((".", "?", "!")) else f"{words}."
 
 
 def _time(at: float) -> str:

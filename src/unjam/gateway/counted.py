@@ -32,6 +32,8 @@ class CountedStore:
         self._on_away = on_away
         self._on_back = on_back
         self._open = False
+        #: Why the store can't be reached now; empty while it can.
+        self.why_away = ""
         self._results = asyncio.Semaphore(RESULTS)
         #: Told of each run that is completed by way of this gateway, with its result.
         self.on_completed: Callable[[Run, bytes | None], None] = lambda run, result: None
@@ -67,7 +69,7 @@ class CountedStore:
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         if not self._open:
             self._count("store_away")
-            raise StoreAway("the store has not been reached yet")
+            raise StoreAway(self.why_away or "the store has not been reached yet")
         return await self._try(call)
 
     async def _try(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -76,6 +78,7 @@ class CountedStore:
             answer = await call()
         except StoreAway as error:
             self._count(error.code)
+            self.why_away = str(error)
             if not stats.away:
                 stats.away = True
                 self._on_away(str(error))
@@ -85,6 +88,7 @@ class CountedStore:
             raise
         if stats.away:
             stats.away = False
+            self.why_away = ""
             self._on_back()
         return answer
 

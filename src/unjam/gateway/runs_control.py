@@ -30,7 +30,7 @@ def _told(call: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutin
         except StoreError as error:
             told = refused(error)
             # Clients are not told what lies behind the gateway; operators are.
-            why = f" Why: {error}." if isinstance(error, StoreAway) and str(error) else ""
+            why = f" Why: {str(error).rstrip('.')}." if isinstance(error, StoreAway) and str(error) else ""
             raise ControlRefused(told.code, f"{told.message}{why}", told.status) from error
 
     return wrapper

@@ -45,13 +45,15 @@ def find(name: str) -> Worker:
     module, _, path = name.partition(":")
     if not module:
         raise UsageError(f"{name!r}: say module:object, such as audit:worker")
+    if module.startswith(".") or "/" in module:
+        raise UsageError(f"{module!r} is a path: go to its folder and say the module, such as audit:worker")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found: object = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-            meant = module.removesuffix(".py").replace("/", ".")
+            meant = module.removesuffix(".py")
             hint = f": say {meant}, as import does" if meant != module else ""
             raise UsageError(f"there is no module {module!r} here or among what is installed{hint}") from None
         raise
