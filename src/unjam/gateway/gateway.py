@@ -37,6 +37,7 @@ from unjam.wire.errors import Malformed
 
 if TYPE_CHECKING:
     from unjam.gateway.client import ClientConnection
+    from unjam.gateway.leased import Leased
     from unjam.gateway.respond_async import RespondAsync
     from unjam.gateway.upstream import Upstream
     from unjam.wire.http1 import RequestHead, ResponseHead
@@ -370,8 +371,8 @@ class Gateway:
     def log_connect_failure(self, upstream: Upstream, error: Exception) -> None:
         self.log.warning("connect_failed", endpoint=upstream.endpoint.name, error=type(error).__name__, why=str(error))
 
-    def log_bad_answer(self, exchange: Exchange, error: Malformed) -> None:
-        lease = exchange.lease
+    def log_bad_answer(self, request: Leased, error: Malformed) -> None:
+        lease = request.lease
         self.log.warning("bad_answer", endpoint=lease.endpoint.name if lease else "", reason=error.reason)
 
     # -- quota -----------------------------------------------------------------------------------------------------

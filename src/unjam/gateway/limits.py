@@ -1,6 +1,6 @@
-"""Time limits of an exchange, by lane: first byte, silence, total; and the caller's own deadline.
+"""Time limits of a request, by lane: first byte, silence, total; and the caller's own deadline.
 
-Called by the timer wheel through the client's connection, never by the hot path.
+Called by the timer wheel, never by the hot path.
 """
 
 from __future__ import annotations
@@ -14,6 +14,29 @@ from unjam.gateway.timers import NEVER
 
 if TYPE_CHECKING:
     from unjam.gateway.exchange import Exchange
+    from unjam.gateway.leased import Leased
+
+
+def passed(request: Leased, now: float, held: bool) -> tuple[str, str, float]:
+    """For a request that is with an endpoint: the limit that has passed, as reason and message (both empty: none has),
+    and when to look again (monotonic seconds). `held`: it isn't the endpoint that is silent, but who reads it."""
+    lease = request.lease
+    assert lease is not None
+    limits = request.timeouts()
+    total = lease.started + limits.total
+    if now >= total:
+        return "total_timeout", f"The agent was stopped after {limits.total:g} s of work.", now
+    if request.state == WAITING:
+        due = request.sent_at + limits.first_byte
+        if now >= due:
+            return "first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.", now
+    elif held:
+        due = now + limits.idle
+    else:
+        due = request.last + limits.idle
+        if now >= due:
+            return "idle_timeout", f"The agent fell silent for {limits.idle:g} s.", now
+    return "", "", min(due, total)
 
 
 def enforce(exchange: Exchange, now: float) -> float:
@@ -28,33 +51,21 @@ def enforce(exchange: Exchange, now: float) -> float:
     lease = exchange.lease
     if lease is None or state == ENDED:
         return now
-    limits = exchange.timeouts()
-    total = lease.started + limits.total
-    if now >= total:
-        return _timed_out(exchange, now, "total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
-    if state == WAITING:
-        due = exchange.sent_at + limits.first_byte
-        if now >= due:
-            sender = exchange.client
-            if not exchange.body_done and not (sender.read_paused and now >= sender.last_read + limits.first_byte):
-                return now + 1.0  # the client is still sending, and the endpoint reading; the client's limit applies
-            return _timed_out(
-                exchange, now, "first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s."
-            )
-        return min(due, total, exchange.cut_at)
     client = exchange.client
-    if client.write_paused:
-        return min(now + limits.idle, total, exchange.cut_at)  # the client is what is slow; its own limit applies
-    due = exchange.last + limits.idle
-    if now >= due:
-        return _timed_out(exchange, now, "idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
-    if exchange.events is not None and not exchange.events.fixed:
+    reason, message, due = passed(exchange, now, client.write_paused)
+    if reason == "first_byte_timeout" and not exchange.body_done:
+        stuck = client.read_paused and now >= client.last_read + exchange.timeouts().first_byte
+        if not stuck:
+            return now + 1.0  # the client is still sending, and the endpoint reading; the client's limit applies
+    if reason:
+        return _timed_out(exchange, now, reason, message)
+    if exchange.events is not None and not exchange.events.fixed and not client.write_paused:
         heartbeat = client.gateway.settings.heartbeat
         silent = now - exchange.last
         if silent >= heartbeat and exchange.events.at_boundary:
             client.beat(exchange.chunk_out)
         due = min(due, now + heartbeat if silent >= heartbeat else exchange.last + heartbeat)
-    return min(due, total, exchange.cut_at)
+    return min(due, exchange.cut_at)
 
 
 def _timed_out(exchange: Exchange, now: float, reason: str, message: str) -> float:

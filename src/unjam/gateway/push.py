@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from unjam.core.model import Lease, Outcome, Reason, Refusal, Request, Ticket
-from unjam.gateway import answers, features, loads
+from unjam.core.model import Lease, Outcome, Reason, Refusal, Ticket
+from unjam.gateway import answers, features, limits, loads
 from unjam.gateway.envelope import Envelope, EnvelopeHead
 from unjam.gateway.journal import Journal
+from unjam.gateway.leased import Leased
 from unjam.gateway.own_verdicts import REJECTED
 from unjam.gateway.retries import STALE
 from unjam.gateway.routing import prefix_of
 from unjam.gateway.states import CONNECTING, ENDED, QUEUED, RELAYING, WAITING
-from unjam.gateway.taps import USAGE_TAIL
+from unjam.gateway.taps import Tap
 from unjam.gateway.timers import NEVER
 from unjam.gateway.upstream import HEAD, Upstream, UpstreamConnection
 from unjam.wire import verdict
@@ -33,7 +34,6 @@ from unjam.wire.eventstream import EventStream, EventTooLarge
 
 if TYPE_CHECKING:
     from unjam.core.service import Service
-    from unjam.core.spec import Timeouts
     from unjam.gateway.gateway import Gateway
     from unjam.runs.model import Run, Settled
     from unjam.wire.http1 import ResponseHead
@@ -75,33 +75,19 @@ class Keeper(Protocol):
         """All is written, or the run is another's."""
 
 
-class Push(Request):
+class Push(Leased):
     __slots__ = (
         "_answer",
-        "bytes_in",
-        "bytes_out",
         "due",
         "events",
         "expires",
-        "first_byte",
         "head",
         "journal",
         "keeper",
-        "last",
-        "lease",
         "parked_until",
         "path",
-        "queued",
-        "reason",
-        "request_id",
-        "retries",
         "run",
-        "sent_at",
-        "state",
-        "status",
-        "tail",
-        "ticket",
-        "upstream",
+        "tap",
         "waits_in",
     )
 
@@ -139,10 +125,10 @@ class Push(Request):
         self.path = target if target.startswith("/") else "/" + target
         self.journal: Journal
         self.state = QUEUED
-        self.lease: Lease | None = None
-        self.ticket: Ticket | None = None
+        self.lease = None
+        self.ticket = None
         self.waits_in = ""
-        self.upstream: UpstreamConnection | None = None
+        self.upstream = None
         self.events: EventStream | None = None
         self._answer: answers.Answer | None = None
         self.request_id = run.id.encode("ascii")
@@ -157,7 +143,7 @@ class Push(Request):
         self.bytes_out = 0
         self.retries = 0
         self.reason = ""
-        self.tail: bytes | None = None
+        self.tap: Tap | None = None
         self.due = NEVER
         #: When the store may say that its time is over.
         self.expires = NEVER if run.deadline is None else now + run.deadline - time()
@@ -245,28 +231,15 @@ class Push(Request):
             self.ticket = None
             self.keeper.waiting(self, -1)
 
-    def _limits(self) -> Timeouts:
-        lease = self.lease
-        assert lease is not None
-        lanes = lease.service.spec.lanes
-        return lanes.heavy if lease.heavy else lanes.fast
-
     # -- towards the endpoint ---------------------------------------------------------------------------------------
 
     def _connect(self, upstream: Upstream) -> None:
         self.state = CONNECTING
-        upstream.connect(self, self._limits().connect)
-
-    def connected(self, connection: UpstreamConnection) -> bool:
-        lease = self.lease
-        if self.state != CONNECTING or lease is None or lease.endpoint is not connection.upstream.endpoint:
-            return False
-        self.send(connection, monotonic())
-        return True
+        upstream.connect(self, self.timeouts().connect)
 
     def connect_failed(self, upstream: Upstream, error: Exception) -> None:
         lease = self.lease
-        if self.state != CONNECTING or lease is None or lease.endpoint is not upstream.endpoint:
+        if lease is None or not self.awaits(upstream):
             return
         gateway = self.keeper.gateway
         gateway.log_connect_failure(upstream, error)
@@ -295,7 +268,7 @@ class Push(Request):
         connection.transport.write(
             self.head.envelope.request(self.path, connection.upstream.host_line, self.request_id, self.run.attempt)
         )
-        self.look(now + min(self._limits().first_byte, self._limits().total))
+        self.look(now + min(self.timeouts().first_byte, self.timeouts().total))
         lease = self.lease
         if lease is not None and not lease.fallback and lease.version.name != self.run.version:
             self.journal.pin(lease.version.name, at_once=len(lease.service.versions) > 1)
@@ -319,7 +292,7 @@ class Push(Request):
         gateway = self.keeper.gateway
         if lease.endpoint.region is not None:
             gateway.heed(lease, head, now)
-            self.tail = b""
+            self.tap = Tap(usage=True, watch=None)
         if self.upstream is not None and not loads.PRESENT.isdisjoint(head.known):
             loads.said(self.upstream.upstream, head.known, now)
         said = head.known.get(verdict.HEADER)
@@ -332,13 +305,13 @@ class Push(Request):
             self._answer = answers.Answer(head.status, head.known.get(b"content-type", b""), self.keeper.max_result)
         if payload:
             self.on_body(payload)
-        self.look(now + self._limits().idle)
+        self.look(now + self.timeouts().idle)
 
     def on_body(self, payload: bytes) -> None:
         self.last = monotonic()
         self.bytes_out += len(payload)
-        if self.tail is not None:
-            self.tail = (self.tail + payload)[-USAGE_TAIL:]
+        if self.tap is not None:
+            self.tap.feed(payload)
         try:
             if self.events is not None:
                 for kind, data in self.events.feed(payload):
@@ -417,7 +390,7 @@ class Push(Request):
 
     def bad_answer(self, error: Malformed) -> None:
         """The endpoint broke the protocol."""
-        self.keeper.gateway.log_bad_answer(self, error)  # type: ignore[arg-type]
+        self.keeper.gateway.log_bad_answer(self, error)
         if self.state == RELAYING:
             self._truncated(error.reason)
         else:
@@ -467,11 +440,6 @@ class Push(Request):
         self.drop_upstream()
         self._end(Outcome.CANCELLED, False)
 
-    def drop_upstream(self) -> None:
-        connection, self.upstream = self.upstream, None
-        if connection is not None:
-            connection.abort()
-
     # -- time -------------------------------------------------------------------------------------------------------
 
     def look(self, when: float) -> None:
@@ -495,28 +463,14 @@ class Push(Request):
         return min(due, self.expires if self.expires > now else now + EXPIRY, self._enforce(now))
 
     def _enforce(self, now: float) -> float:
-        lease = self.lease
-        if lease is None or self.state not in (WAITING, RELAYING):
+        if self.lease is None or self.state not in (WAITING, RELAYING):
             return NEVER
-        limits = self._limits()
-        total = lease.started + limits.total
-        if now >= total:
-            return self._timed_out("total_timeout", f"The agent was stopped after {limits.total:g} s of work.")
-        if self.state == WAITING:
-            due = self.sent_at + limits.first_byte
-            if now >= due:
-                return self._timed_out("first_byte_timeout", f"The agent sent nothing for {limits.first_byte:g} s.")
-        elif self.upstream is not None and self.upstream.paused:
-            due = now + limits.idle  # the store is what is slow
-        else:
-            due = self.last + limits.idle
-            if now >= due:
-                return self._timed_out("idle_timeout", f"The agent fell silent for {limits.idle:g} s.")
-        return min(due, total)
-
-    def _timed_out(self, reason: str, message: str) -> float:
-        self._fail(Outcome.TIMEOUT, reason, message)
-        return NEVER
+        slow_store = self.upstream is not None and self.upstream.paused
+        reason, message, due = limits.passed(self, now, slow_store)
+        if reason:
+            self._fail(Outcome.TIMEOUT, reason, message)
+            return NEVER
+        return due
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -552,4 +506,4 @@ class Push(Request):
         if gateway.access_log.enabled:
             gateway.log_access(self, lease, outcome, now)  # type: ignore[arg-type]
         if lease.outcome is None:
-            gateway.finish(lease, outcome, now, self.tail, unreached)
+            gateway.finish(lease, outcome, now, None if self.tap is None else self.tap.tail, unreached)
