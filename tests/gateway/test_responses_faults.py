@@ -19,8 +19,8 @@ from unjam.runs.hub import Delivery, Hub
 from unjam.runs.model import Event, NewEvent, NewRun, Run
 from unjam.runs.store.memory import MemoryStore
 
-from .durable import Api, runs_gateway
-from .harness import Running, in_loop
+from .durable import SERVICES, Api, runs_gateway
+from .harness import Agent, Running, in_loop
 
 RESPONSE = {"model": "auditor", "input": "x", "background": True}
 
@@ -251,6 +251,29 @@ async def test_a_stream_that_is_up_to_date_costs_no_copy_of_the_text() -> None:
             assert await reader.rest() == []
         await first.until(b'"type":"response.completed"')
         first.writer.close()
+
+
+@in_loop
+async def test_what_is_passed_on_is_not_taken_apart_and_what_is_kept_is_bounded() -> None:
+    """A body of empty lists takes some twenty times its bytes as objects; nobody else is served while they are made."""
+    answered = Agent()
+    await answered.start()
+    models = f"{SERVICES}  any:\n    match: {{path: /}}\n    versions: {{v1: {{endpoints: ['{answered.url}']}}}}\n"
+    async with runs_gateway("limits: {max_body: 64MiB}\n", "{max_input: 200KiB}", services=models) as running:
+        api = await Api.connect(running)
+        body = b'{"background":%b,"model":"auditor","input":[' + b"[]," * 2_000_000 + b"[]]}"
+        tracemalloc.start()
+        try:
+            assert (await api.wire.post("/v1/responses", body % b"false")).status == 200
+            assert (await api.wire.post("/v1/responses", body % b"true")).status == 413
+            assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+        finally:
+            tracemalloc.stop()
+        for odd in (b'{"background": true, "model": "auditor", "input": 1e999}', b'{"background":true,"model":"\xff"}'):
+            assert (await api.wire.post("/v1/responses", odd)).status == 400
+        for odd in (b'{"background": "true"}', b"[true]", b"{", b'{"background": true'):
+            assert (await api.wire.post("/v1/responses", odd)).body == b"ok"
+    await answered.stop()
 
 
 @in_loop

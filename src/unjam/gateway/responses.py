@@ -25,7 +25,7 @@ from unjam.gateway.local import Answer, LocalExchange, Refused
 from unjam.gateway.passing import pass_on
 from unjam.gateway.response_events import ECHOED, STATUS, Json, Story, decoded, error_of, response
 from unjam.gateway.response_streams import Stream, Tellings
-from unjam.gateway.runs_api import idempotency_key
+from unjam.gateway.runs_api import AROUND, idempotency_key
 from unjam.gateway.runs_errors import refused
 from unjam.gateway.runs_follow import Held
 from unjam.gateway.timers import NEVER
@@ -110,10 +110,13 @@ class Responses:
 
     @spoken
     async def create(self, exchange: LocalExchange) -> Answer | None:
-        asked = _request(exchange.content)
-        if asked.get("background") is not True:
+        content = exchange.content
+        if not _in_background(content):
             pass_on(exchange, True)
             return None
+        if len(content) > (most := self._durable.limits.max_input + AROUND):
+            raise Refused(413, "payload_too_large", f"A request in the background may have {most} bytes.")
+        asked = _request(content)
         if asked.get("store") is False:
             raise Refused(400, "bad_body", "background needs store: what isn't kept can't be retrieved.")
         model = asked.get("model")
@@ -320,13 +323,29 @@ def _run_id(path: str) -> str:
     return _RUN + path.split("/")[3].removeprefix(_RESPONSE)
 
 
-def _request(content: bytes) -> Json:
-    """A request's body; empty when it is none that we could read: then it isn't ours to judge."""
+class _Glance(msgspec.Struct):
+    background: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_glance: Final = msgspec.json.Decoder(_Glance).decode
+
+
+def _in_background(content: bytes) -> bool:
+    """Of a body we can't read it isn't ours to judge. All else in it is passed over, for it may be large: as Python's
+    own objects it would take many times its bytes, and the gateway's time."""
     try:
-        found = msgspec.json.decode(content)
+        return bytes(_glance(content).background) == b"true"
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return False
+
+
+def _request(content: bytes) -> Json:
+    """Raises `Refused`."""
+    try:
+        found: Json = msgspec.json.decode(content, type=dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refused(400, "bad_json", "The body is not JSON in UTF-8, or has numbers beyond all measure.") from None
+    return found
 
 
 def _input(asked: Json, own_path: bool, most: int) -> bytes:
