@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -335,3 +336,19 @@ async def test_messages_under_way_count_among_them() -> None:
         assert "unknown_op" in await clients[2].message()
         clients[1].writer.transport.abort()
         await until(lambda: not intake.size)
+
+
+@in_loop
+async def test_a_large_input_is_not_taken_apart_for_its_key() -> None:
+    async with runs_gateway(runs="{max_input: 8MiB}") as running:
+        api = await Api.connect(running)
+        body = b'{"service":"auditor","input":[' + b"[]," * 1_000_000 + b"[]]}"
+        tracemalloc.start()
+        try:
+            answers = [await api.call("POST", "/v1/runs", body, "Idempotency-Key: k\r\n") for _ in range(2)]
+            assert tracemalloc.get_traced_memory()[1] < 10 * len(body)
+        finally:
+            tracemalloc.stop()
+        assert [status for status, _ in answers] == [201, 200]
+        body = body.replace(b"[]]", b"[] ]")
+        assert (await api.call("POST", "/v1/runs", body, "Idempotency-Key: k\r\n"))[0] == 422

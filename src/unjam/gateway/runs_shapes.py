@@ -25,6 +25,8 @@ MOST_EVENTS: Final = 1000
 #: Bytes of a run's metadata, and of its error: both are shown with the run wherever it is.
 MOST_METADATA: Final = 16384
 MOST_ERROR: Final = 65536
+#: Bytes of a payload that is not taken apart to see whether it says the same: as objects it would take many times that.
+LARGE: Final = 1 << 20
 #: Seconds: the furthest deadline.
 FURTHEST: Final = 30 * 86400.0
 
@@ -364,6 +366,8 @@ def _said(given: object) -> object:
     if isinstance(given, UnsetType):
         return None
     if isinstance(given, Raw):
+        if len(bytes(given)) > LARGE:
+            return {"as it came": sha256(given).hexdigest()}
         try:
             return msgspec.json.decode(given)
         except (msgspec.DecodeError, RecursionError):  # a number beyond all measure, say
