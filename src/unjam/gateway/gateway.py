@@ -38,6 +38,7 @@ from unjam.wire.errors import Malformed
 if TYPE_CHECKING:
     from unjam.gateway.client import ClientConnection
     from unjam.gateway.leased import Leased
+    from unjam.gateway.local import LocalExchange
     from unjam.gateway.respond_async import RespondAsync
     from unjam.gateway.upstream import Upstream
     from unjam.wire.http1 import RequestHead, ResponseHead
@@ -362,6 +363,29 @@ class Gateway:
                 lease.expected if lease is not None else None,
                 exchange.queued,
                 exchange.retries,
+            )
+        )
+
+    def log_local(self, exchange: LocalExchange, outcome: str) -> None:
+        """One line for a request that the gateway has answered itself."""
+        head = exchange.head
+        trace = head.known.get(b"traceparent")
+        self.access_log.write(
+            Entry(
+                exchange.request_id.decode("ascii"),
+                self.settings.trusted.client(exchange.client.peer, head),
+                exchange.tenant or None,
+                head.method,
+                head.path,
+                exchange.status,
+                outcome,
+                exchange.reason or None,
+                exchange.service,
+                trace[3:35].decode("latin-1") if trace is not None else None,
+                exchange.bytes_in,
+                exchange.bytes_out,
+                exchange.first_byte - exchange.arrived if exchange.first_byte else None,
+                monotonic() - exchange.arrived,
             )
         )
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from unjam.gateway import respond
 from unjam.gateway.states import ENDED, LOCAL
 from unjam.gateway.timers import NEVER
-from unjam.telemetry.accesslog import REFUSED, Entry
+from unjam.telemetry.accesslog import REFUSED
 from unjam.wire import sse
 
 if TYPE_CHECKING:
@@ -198,15 +198,9 @@ class LocalExchange:
             return
         body = answer.body
         status = answer.status
-        framing = (
-            b""
-            if status == 204
-            else b"content-type: %b\r\ncontent-length: %d\r\n"
-            % (
-                answer.content_type,
-                len(body),
-            )
-        )
+        framing = b"content-type: %b\r\ncontent-length: %d\r\n" % (answer.content_type, len(body))
+        if status == 204:
+            framing = b""
         if self.head.method == "HEAD":
             body = b""
         head = b"%b%bcache-control: no-store\r\nx-request-id: %b\r\n%b%b\r\n" % (
@@ -505,28 +499,5 @@ class LocalExchange:
         gateway.backlog.remove(self)
         self._let_go()
         if gateway.access_log.enabled:
-            self._log(outcome)
+            gateway.log_local(self, outcome)
         client.exchange_ended(self.body_done)
-
-    def _log(self, outcome: str) -> None:
-        head = self.head
-        gateway = self.client.gateway
-        trace = head.known.get(b"traceparent")
-        gateway.access_log.write(
-            Entry(
-                self.request_id.decode("ascii"),
-                gateway.settings.trusted.client(self.client.peer, head),
-                self.tenant or None,
-                head.method,
-                head.path,
-                self.status,
-                outcome,
-                self.reason or None,
-                self.service,
-                trace[3:35].decode("latin-1") if trace is not None else None,
-                self.bytes_in,
-                self.bytes_out,
-                self.first_byte - self.arrived if self.first_byte else None,
-                monotonic() - self.arrived,
-            )
-        )
