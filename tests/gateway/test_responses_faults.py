@@ -253,6 +253,21 @@ async def test_a_stream_that_is_up_to_date_costs_no_copy_of_the_text() -> None:
         first.writer.close()
 
 
+def test_a_large_result_that_is_only_text_is_not_taken_apart() -> None:
+    lists = b"[" + b"[]," * 600_000 + b"[]]"
+    whole = b'{"object": "response", "output": [], "padding": "%b"}' % (b"x" * (1 << 20))
+    tracemalloc.start()
+    try:
+        assert response_events.answer_of(lists) == lists.decode()
+        assert response_events.answer_of(b'{"rows":%b}' % lists) == f'{{"rows":{lists.decode()}}}'
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(lists)
+    finally:
+        tracemalloc.stop()
+    assert response_events.answer_of(whole)["output"] == []
+    assert response_events.answer_of(b'"%b"' % (b"x" * (2 << 20))) == "x" * (2 << 20)
+    assert response_events.answer_of(b"[[],[]]") == [[], []]
+
+
 @in_loop
 async def test_what_is_passed_on_is_not_taken_apart_and_what_is_kept_is_bounded() -> None:
     """A body of empty lists takes some twenty times its bytes as objects; nobody else is served while they are made."""

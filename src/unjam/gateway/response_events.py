@@ -54,6 +54,8 @@ _DEFAULTS: Final[Json] = {
 #: Characters of one text that a response has in the end; its stream has all of them.
 MOST_TEXT: Final = 16 << 20
 TOO_LONG: Final[Json] = {"reason": "text_too_long"}
+#: Bytes of a result that is looked at before it is taken apart.
+LARGE: Final = 1 << 20
 #: Pieces of a text that are put together.
 CHUNK: Final = 256
 #: Keys of a request that its response shows again.
@@ -317,7 +319,7 @@ class Story:
 
     def _result(self, result: bytes | None) -> list[Json]:
         """What a whole answer adds to what was streamed: all, or nothing where text was."""
-        found = None if result is None else decoded(result)
+        found = None if result is None else answer_of(result)
         if isinstance(found, dict) and found.get("object") == "response":
             self._final = found
             if self._items:
@@ -363,6 +365,26 @@ def decoded(data: bytes) -> Any:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return data.decode("utf-8", "replace")
+
+
+class _Glance(msgspec.Struct):
+    object: str | None = None
+
+
+_glance: Final = msgspec.json.Decoder(_Glance).decode
+
+
+def answer_of(result: bytes) -> Any:
+    """What a result says. A large one that can only be text is not taken apart: as objects it would take many times its
+    bytes, and the gateway's time."""
+    if len(result) > LARGE and result.lstrip()[:1] != b'"':
+        try:
+            kind = _glance(result).object
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            kind = None
+        if kind not in ("response", "chat.completion"):
+            return result.decode("utf-8", "replace")
+    return decoded(result)
 
 
 def as_text(data: Any) -> str:
