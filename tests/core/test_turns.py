@@ -217,17 +217,45 @@ def test_claims_that_cross_bend_nothing(table: dict[str, float], steps: list[tup
 
 @pytest.mark.parametrize("how", ["took another", "its breaker"])
 def test_who_was_there_and_did_not_take_its_turn_holds_nobody_back(how: str) -> None:
-    turns = shared({"v7": 50.0, "v8": 50.0})
-    for _ in range(20):
+    turns, let_by = shared({"v7": 90.0, "v8": 10.0}), 0
+    for _ in range(100):
         if turns.may("v7") is May.NO:
+            let_by += 1
             if how == "its breaker":
                 turns.excuse("v8")
             else:
                 turns.begin("v8")
-                turns.end("v8", began=False, otherwise=True)
+                assert turns.end("v8", began=False, otherwise=True)
+        assert turns.may("v7") is May.YES
         one(turns, "v7")
-    # And it has no claim to those later.
-    assert [first(turns, ["v8", "v7"]) for _ in range(6)].count("v8") <= 4
+    assert let_by == 100 - 9
+    # And it has no claim to those later: only to the one that it was owed before.
+    assert [first(turns, ["v8", "v7"]) for _ in range(12)] == ["v8", "v8", *["v7"] * 9, "v8"]
+
+
+def test_who_takes_another_run_while_nobody_waits_loses_nothing() -> None:
+    turns = shared({"v7": 50.0, "v8": 50.0})
+    one(turns, "v7")
+    turns.begin("v8")
+    assert not turns.end("v8", began=False, otherwise=True)
+    assert turns.may("v7") is May.NO
+
+
+@given(tables, orders, st.sets(st.sampled_from(NAMES)))
+def test_whoever_is_excused_the_others_go_on_and_share(
+    table: dict[str, float], orders: list[list[str]], excused: set[str]
+) -> None:
+    turns = shared(table)
+    for order in orders:
+        first(turns, order)
+    rest = {name: weight for name, weight in table.items() if name not in excused}
+    had, total = Counter[str](), sum(rest.values())
+    for n in range(1, 101 if rest else 1):
+        for name in excused:
+            turns.excuse(name)
+        had[first(turns, [name for name in orders[n % len(orders)] if name in rest])] += 1
+        for name, weight in rest.items():
+            assert abs(had[name] - n * weight / total) < 4
 
 
 def test_a_version_that_left_before_its_claim_came_to_something() -> None:

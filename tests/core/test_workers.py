@@ -207,12 +207,12 @@ def test_those_at_work_with_all_their_slots_hold_others_back_as_long_as_they_liv
 
 def test_a_version_that_ramps_gets_its_part_and_nobody_waits_for_it() -> None:
     made = two_versions(breaker=BreakerSpec(open=10.0))
-    old, new = asking(made)
+    old, new = asking(made, slots=10_000)
     made.trip("s", "v8", 0.0)
     made.tick(11.0)
     version = made.services["s"].versions[1]
     assert 0.0 < version.share < 1.0
-    old, new = asking(made, 11.0)
+    old, new = asking(made, 11.0, 10_000)
     begun = 0
     for _ in range(300):
         running = begin(made, new, 11.0) if made.workers.lanes(new, BOTH, 11.0) else None
@@ -220,6 +220,10 @@ def test_a_version_that_ramps_gets_its_part_and_nobody_waits_for_it() -> None:
         assert begin(made, old, 11.0)
     assert version.share == pytest.approx(0.01)
     assert begun == 3  # 0.9 % of 300, of which the first comes first
+    # While it is at work with as many as its breaker lets it, its next turn goes by.
+    hear(made, "new", 2, 11.0, version="v8", asks=BOTH)
+    assert not made.workers.lanes(new, BOTH, 11.0)
+    assert all(begin(made, old, 11.0) for _ in range(300))
 
 
 def test_what_only_some_ask_for_is_divided_among_them() -> None:

@@ -280,6 +280,26 @@ async def test_what_only_one_version_s_workers_ask_for_waits_for_no_other() -> N
 
 
 @in_loop
+async def test_who_takes_a_run_of_another_lane_when_its_turn_has_come_lets_one_by() -> None:
+    async with runs_gateway(services=SPLIT) as running:
+        old, new, client = [await Api.connect(running) for _ in range(3)]
+        assert await claim(new, "new", version="v8", slots=50) is None
+        for lane in ("fast", "heavy"):
+            for _ in range(20):
+                await client.create(lane=lane)
+        body = {"services": ["auditor"], "worker": "old", "version": "v7", "slots": 50, "lanes": ["heavy"], "wait": 20}
+        for _ in range(9):
+            assert await claim(old, "old", version="v7", slots=50, lanes=["heavy"]) is not None
+        for _ in range(3):
+            before = refused(running).get(("auditor", "share"), 0)
+            await old.send("POST", "/v1/workers/claim", body)
+            await until(lambda before=before: refused(running).get(("auditor", "share"), 0) > before)
+            assert (await claim(new, "new", version="v8", slots=50))["run"]["lane"] == "fast"
+            status, found = await old.read("POST", "/v1/workers/claim")
+            assert (status, found["run"]["lane"], found["run"]["version"]) == (200, "heavy", "v7")
+
+
+@in_loop
 async def test_a_worker_that_does_not_say_what_it_is_takes_what_comes() -> None:
     async with runs_gateway(services=SPLIT) as running:
         old, new, client = [await Api.connect(running) for _ in range(3)]

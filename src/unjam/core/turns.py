@@ -45,7 +45,7 @@ class Turns:
         #: Claims on their way, by version; whether somebody has to wait for their answers.
         self._flying: dict[str, int] = {}
         self._waited_for = False
-        #: They hold nobody back from the next run.
+        #: They have no part of the next run, and it makes no difference to what is theirs.
         self._excused: set[str] = set()
 
     def set(self, weights: Mapping[str, float]) -> None:
@@ -65,18 +65,19 @@ class Turns:
 
     def may(self, name: str) -> May:
         """Whether a worker of this version, which takes part, may begin a run."""
-        total, weights, flying = self._total, self.weights, self._flying
+        total, flying = self._total, self._flying
+        weights, behinds = self._among(name)
         weight, close = weights[name], total * _CLOSE
         every = sum(flying.values())
         own = flying.get(name, 0)
         # By how much it is behind when the next one has begun: if only its own claims come to something, and if only
         # those of others do.
-        least = self._behind[name] + weight * (own + 1) - total * own
-        most = self._behind[name] + weight * (every - own + 1)
+        least = behinds[name] + weight * (own + 1) - total * own
+        most = behinds[name] + weight * (every - own + 1)
         sure = least > close
         never = most <= close
-        for other, behind in self._behind.items():
-            if other == name or other in self._excused:
+        for other, behind in behinds.items():
+            if other == name:
                 continue
             theirs, each = flying.get(other, 0), weights[other]
             least_behind = behind + each * (theirs + 1) - total * theirs
@@ -98,7 +99,7 @@ class Turns:
         return May.LATER
 
     def excuse(self, name: str) -> None:
-        """It can't take the next one, though it is there: nobody shall wait for that."""
+        """It can't take the next one, though it takes part: that is divided among the others."""
         if name in self.weights:
             self._excused.add(name)
 
@@ -106,37 +107,41 @@ class Turns:
         """It asks for one, as it may. `end` must follow."""
         self._flying[name] = self._flying.get(name, 0) + 1
 
-    def end(self, name: str, began: bool, otherwise: bool = False) -> None:
-        """What its claim came to: a run of this queue that no version had; or `otherwise` another run."""
+    def end(self, name: str, began: bool, otherwise: bool = False) -> bool:
+        """What its claim came to: a run of this queue that no version had; or `otherwise` another run. True: somebody
+        waited for it to take its turn, and need not any more."""
         self._flying[name] -= 1
         if not self._flying[name]:
             del self._flying[name]
         if not self._flying:
             self._waited_for = False
         if name not in self.weights:
-            return
+            return False
         if began:
             self._count(name)
-        elif otherwise:
-            self._excused.add(name)  # it was there, and took something else
+        elif otherwise and self.held:
+            self._excused.add(name)
+            return True
+        return False
+
+    def _among(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Of those that the next run is divided among, `name` at least: weights, as if there were no others, and by how
+        much each is behind the others of them."""
+        excused = self._excused - {name}
+        if not excused:
+            return self.weights, self._behind
+        weights = {each: weight for each, weight in self.weights.items() if each not in excused}
+        whole = sum(weights.values())
+        theirs = sum(self._behind[each] for each in excused)
+        behind = {each: self._behind[each] + theirs * weight / whole for each, weight in weights.items()}
+        return {each: weight * self._total / whole for each, weight in weights.items()}, behind
 
     def _count(self, name: str) -> None:
-        behind, total = self._behind, self._total
-        for each, weight in self.weights.items():
-            behind[each] += weight
-        behind[name] -= total
-        self.held = False
-        # Who let one by has no claim to it later.
-        excess = 0.0
-        for each in self._excused:
-            most = total - self.weights[each]
-            if behind[each] > most:
-                excess += behind[each] - most
-                behind[each] = most
+        for each, weight in self._among(name)[0].items():
+            self._behind[each] += weight
+        self._behind[name] -= self._total
         self._excused.clear()
-        if excess:
-            for each, weight in self.weights.items():
-                behind[each] += excess * weight / total
+        self.held = False
 
 
 __all__ = ["May", "Turns"]

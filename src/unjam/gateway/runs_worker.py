@@ -176,8 +176,11 @@ class WorkerApi:
                 if claim is not None:
                     break
         finally:
-            for service in ask.end(claim):
+            asked_for, freed = ask.end(claim)
+            for service in asked_for:
                 self._durable.workers.crossed.wake(service)
+            for service in freed:
+                self._durable.ready.pass_on(service)
         return claim
 
     async def _hand_over(self, exchange: LocalExchange, claim: Claim, workers: Sequence[Worker]) -> Answer | None:

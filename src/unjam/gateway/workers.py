@@ -92,12 +92,15 @@ class Ask:
         for turns in self._turns.values():
             turns.begin(self._version)
 
-    def end(self, claim: Claim | None) -> set[str]:
-        """What it came to; services of which others can be told now what they may have."""
+    def end(self, claim: Claim | None) -> tuple[set[str], set[str]]:
+        """What it came to: services of which others can be told now what they may have, and of which those who waited
+        for this version to take its turn need not any more."""
         taken = None if claim is None or claim.pinned else (claim.run.service, claim.run.lane)
+        freed = set()
         for queue, turns in self._turns.items():
-            turns.end(self._version, began=queue == taken, otherwise=claim is not None)
-        return {service for service, _ in self._turns}
+            if turns.end(self._version, began=queue == taken, otherwise=claim is not None):
+                freed.add(queue[0])
+        return {service for service, _ in self._turns}, freed
 
 
 class _Grant:
