@@ -476,3 +476,34 @@ def test_what_waits_for_a_version_that_the_file_gives_nothing_any_more_moves() -
     made.apply(topology(replace(spec, versions=(a, replace(b, weight=0.0)))), 1.0)
     made.tick(1.1)
     assert {each.version.name for each in waiting} == {"a"}
+
+
+def test_asking_for_others_uses_up_nobodys_turn() -> None:
+    both = tuple(VersionSpec(name, (EndpointSpec(f"http://{name}", slots=99),)) for name in ("a", "b"))
+    made = balancer(service(fallback=("basic",)), service("basic", versions=both))
+    s = made.services["s"]
+    met = Counter[str]()
+    for _ in range(20):
+        again = request(s)
+        again.tried = made.spared(again, s.versions[0], 1.0)
+        met[lease(made.offer(again, 1.0)).version.name] += 1
+    assert met == {"a": 10, "b": 10}
+
+
+def test_nobody_is_spared_for_nobody() -> None:
+    alone = balancer(service())
+    s = alone.services["s"]
+    assert not alone.spared(request(s), s.versions[0], 1.0)
+    made = balancer(full()[0])
+    s = made.services["s"]
+    asked = request(s)
+    assert set(made.spared(asked, s.versions[1], 1.0)) == set(s.versions[1].endpoints.values())
+    assert asked.tried == ()
+    asked.pin = "b"
+    assert not made.spared(asked, s.versions[1], 1.0)
+    asked.pin = None
+    made.set_weight("s", "a", 0.0, 2.0)
+    assert not made.spared(asked, s.versions[1], 2.0)
+    made.set_weight("s", "a", 1.0, 2.0)
+    made.trip("s", "a", 3.0)
+    assert not made.spared(asked, s.versions[1], 3.0)

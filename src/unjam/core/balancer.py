@@ -19,7 +19,7 @@ from unjam.core.model import FAILURES, Lease, Outcome, Reason, Refusal, Request,
 from unjam.core.operations import NOTHING, Operations
 from unjam.core.quota import Region, Reservation
 from unjam.core.snapshot import snapshot
-from unjam.core.target import alive, moves, target
+from unjam.core.target import alive, elsewhere, moves, target
 from unjam.core.topology import Applied
 from unjam.core.workers import Workers
 
@@ -185,11 +185,9 @@ class Balancer(Operations):
         """`request.tried` for another try that shall not meet `version`; empty when nobody else would take it."""
         before = request.tried
         request.tried = spared = (*before, *version.endpoints.values())
-        try:
-            other = target(request, None, now)
-        finally:
-            request.tried = before
-        return spared if other is not None or request.service.maintenance is not None else ()
+        found = elsewhere(request)
+        request.tried = before
+        return spared if found or request.service.maintenance is not None else ()
 
     # Time
 

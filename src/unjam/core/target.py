@@ -58,6 +58,23 @@ def target(request: Request, heavy: bool | None, now: float) -> Version | None:
     return desperate if service.maintenance is None else None
 
 
+def elsewhere(request: Request) -> bool:
+    """Whether somebody is there to take it: what `target` would find, without using up anybody's turn for that."""
+    service = request.service
+    if request.pin is not None and any(own.name == request.pin for own in service.versions):
+        return False
+    desperate = False
+    for candidate in (service, *service.chain):
+        exhausted = _exhausted(candidate, request)
+        for version in candidate.versions:
+            if version in exhausted or not version.usable or not version.share or not _given(version, request):
+                continue
+            if version.healthy or candidate is service:
+                return True
+            desperate = True
+    return desperate and service.maintenance is None
+
+
 def _exhausted(service: Service, request: Request) -> list[Version]:
     """Versions that have nothing left which was not tried."""
     if not request.tried:
@@ -74,6 +91,11 @@ def alive(endpoint: Endpoint, request: Request) -> bool:
     version = endpoint.pool.version
     if not endpoint.usable or version.removed or not version.share:
         return False
+    return _given(version, request)
+
+
+def _given(version: Version, request: Request) -> bool:
+    """It has a weight for the request, its own or that of a rule."""
     return version.weight > 0.0 or any(
         rule.spec.weights.get(version.name) for rule in request.splits if rule in version.service.splits
     )
