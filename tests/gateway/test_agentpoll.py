@@ -11,7 +11,7 @@ import pytest
 
 from unjam.config import parse
 
-from .harness import Agent, Call, gateway, in_loop, until, until_gone
+from .harness import Agent, Call, Running, gateway, in_loop, until, until_gone
 from .told import listen, source, until_pulled
 
 TOP = "listen: 127.0.0.1:0\nadmin: off\naccess_log: off\n"
@@ -61,9 +61,10 @@ async def beside(line: bytes, reads: bool = False, host: str = "127.0.0.1", port
         server.close()
 
 
-def configured(program: Beside, *urls: str, more: str = "", slots: str = "") -> str:
+def configured(program: Beside, *urls: str, more: str = "", slots: str = "", interval: int = 200) -> str:
+    """`interval`: ms between two questions, which is the time for an answer, too."""
     endpoints = ", ".join(f"{{url: '{url}'{slots}}}" for url in urls)
-    load = f"load: {{agent_check: {{port: {program.port}, interval: 60ms{more}}}}}"
+    load = f"load: {{agent_check: {{port: {program.port}, interval: {interval}ms{more}}}}}"
     return f"services: {{s: {{{load}, versions: {{v: {{endpoints: [{endpoints}]}}}}}}}}\n"
 
 
@@ -139,17 +140,23 @@ async def test_a_line_can_be_sent_first() -> None:
 @in_loop
 async def test_what_cannot_be_read_is_counted_and_told_once(line: bytes, why: str) -> None:
     agent = await Agent().start()
-    async with beside(line) as program, gateway(agent, config=configured(program, agent.url)) as running:
-        log = listen(running)
-        await until_pulled(running, "agent_check", "failed", 3)
-        ((level, ok, told_why),) = log.of("load_pull")
-        assert (level, ok) == ("warning", False)
-        assert why in told_why
-        assert source(running, agent, "agent_check") is None
-        assert (await (await running.connect()).get()).status == 200
-        program.line = b"up\n"
-        await until_pulled(running, "agent_check", "ok")
-        assert [ok for _, ok, _ in log.of("load_pull")] == [False, True]
+    async with beside(line) as program:
+        config = configured(program, agent.url, interval=60 if line == b"silence" else 200)
+        async with gateway(agent, config=config) as running:
+            await cannot_be_read(running, program, agent, why)
+
+
+async def cannot_be_read(running: Running, program: Beside, agent: Agent, why: str) -> None:
+    log = listen(running)
+    await until_pulled(running, "agent_check", "failed", 3)
+    ((level, ok, told_why),) = log.of("load_pull")
+    assert (level, ok) == ("warning", False)
+    assert why in told_why
+    assert source(running, agent, "agent_check") is None
+    assert (await (await running.connect()).get()).status == 200
+    program.line = b"up\n"
+    await until_pulled(running, "agent_check", "ok")
+    assert [ok for _, ok, _ in log.of("load_pull")] == [False, True]
 
 
 @in_loop
