@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -116,6 +117,8 @@ class _Child:
         self._to_say: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._session: Session | None = None
         self._asked: set[asyncio.Task[None]] = set()
+        # Our end of the pipe, under a number that is nobody else's until `_wait` is done with it.
+        self._end = socket.socket(fileno=os.dup(self._pipe.fileno()))
         self._exited = threading.Event()
         self.alive = True
         self.ended: asyncio.Future[Outcome]
@@ -142,12 +145,17 @@ class _Child:
 
     def kill(self) -> None:
         """With what it has started."""
+        if not self._exited.is_set() and not self._kill_group():
+            self._process.kill()
+
+    def _kill_group(self) -> bool:
+        """False: it has none yet, or none any more."""
+        assert self._process.pid is not None
         try:
-            assert self._process.pid is not None
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            # It has no group yet, or none any more.
-            self._process.kill()
+            return False
+        return True
 
     def leave(self) -> None:
         """The process ends as soon as it is idle."""
@@ -176,13 +184,10 @@ class _Child:
     def _wait(self) -> None:
         """Its end, also where others that it has started hold the pipe open."""
         self._process.join()
+        self._kill_group()
         self._exited.set()
-        self.kill()
-        try:
-            with socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
-                end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended already
+        with self._end as end, suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
         try:
