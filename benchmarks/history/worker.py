@@ -86,9 +86,9 @@ class RecordingLink:
         answer = await self._told(said, self._inner.append(run, fence, batch, events))
         return answer  # type: ignore[no-any-return]
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None) -> Beat:
+    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, number: int = 0) -> Beat:
         said = self._said("heartbeat", run, fence, checkpoint=_place(checkpoint))
-        answer = await self._told(said, self._inner.heartbeat(run, fence, checkpoint))
+        answer = await self._told(said, self._inner.heartbeat(run, fence, checkpoint, number))
         return answer  # type: ignore[no-any-return]
 
     async def finish(

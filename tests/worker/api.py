@@ -157,7 +157,8 @@ class Api:
                 added = await store.append(run_id, words["fence"], words["batch"], events)
                 return 200, {"first": added.first, "next": added.next, "cancel": added.cancel}
             case "heartbeat":
-                beat = await store.heartbeat(run_id, words["fence"], raw(asked.get("checkpoint")), self.lease)
+                checkpoint, number = raw(asked.get("checkpoint")), words.get("number")
+                beat = await store.heartbeat(run_id, words["fence"], checkpoint, self.lease, number=number)
                 return 200, {"cancel": beat.cancel, "inputs": beat.inputs}
             case "finish":
                 if len(asked.get("result", b"")) > self.most_result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.runs.redis_faults import Proxy
@@ -109,3 +110,30 @@ async def test_a_way_that_forgets_its_connections_costs_no_lease(monkeypatch: py
             go.set()
             assert [(await ended(store, run)).status for run in runs] == ["completed"] * 3
             assert swept == []
+
+
+@in_loop
+async def test_a_checkpoint_that_was_held_up_on_the_way_does_no_harm() -> None:
+    """A gateway that was stopped goes on with what it was sent then, after another one has taken the same."""
+    store = MemoryStore()
+    async with api(store) as server:
+        worker = Worker(server.url, service="auditor")
+
+        @worker.run
+        async def audit(run: Run) -> object:
+            for page in range(run.checkpoint or 0, 3):
+                await run.emit("page", page)
+                await run.save(page + 1)
+            await asyncio.Event().wait()
+            return None
+
+        run = await create(store)
+        async with serving(worker):
+            await until(lambda: len(server.calls("/heartbeat")) == 3)
+            _, path, _, first = server.calls("/heartbeat")[0]
+            claim = await store.get(run)
+            status, _ = await server._do("POST", path, {}, msgspec.json.encode(first), None)
+            assert (status, claim.status) == (200, "running")
+        again = await store.claim(["auditor"], "w2", pull=True)
+        assert again is not None
+        assert again.checkpoint == b"3"

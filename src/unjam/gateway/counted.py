@@ -147,8 +147,9 @@ class CountedStore:
         checkpoint: bytes | None = None,
         lease: float = LEASE,
         version: str | None = None,
+        number: int | None = None,
     ) -> Beat:
-        return await self._ask(lambda: self._store.heartbeat(run, fence, checkpoint, lease, version))
+        return await self._ask(lambda: self._store.heartbeat(run, fence, checkpoint, lease, version, number))
 
     async def finish(
         self,

@@ -120,8 +120,11 @@ class Append(Struct, forbid_unknown_fields=True):
 
 
 class Heartbeat(Struct, forbid_unknown_fields=True):
+    """`number` counts the checkpoints of one fence: an older one that comes late takes no later one's place."""
+
     fence: Fence
     checkpoint: Raw | UnsetType = UNSET
+    number: Number | None = None
 
 
 class Finish(Struct, forbid_unknown_fields=True):

@@ -218,7 +218,8 @@ class WorkerApi:
         limits = self._durable.limits
         checkpoint = shapes.optional_payload(asked.checkpoint, limits.max_checkpoint, "checkpoint")
         run = await self.run_of(exchange)
-        beat = await self._told(run, asked.fence, self._store.heartbeat(run, asked.fence, checkpoint, limits.lease))
+        given = self._store.heartbeat(run, asked.fence, checkpoint, limits.lease, number=asked.number)
+        beat = await self._told(run, asked.fence, given)
         if not self._durable.workers.sign(run, asked.fence):
             await self._durable.workers.adopt(run, asked.fence)
         return shapes.json(shapes.BeatView(beat.cancel, beat.inputs))

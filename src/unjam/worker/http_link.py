@@ -159,10 +159,10 @@ class HttpLink:
         body = {"fence": fence, "batch": batch, "events": _events(events)}
         return _decode(await self._call(run, "append", body), Appended)
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None) -> Beat:
+    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, number: int = 0) -> Beat:
         body: dict[str, Any] = {"fence": fence}
         if checkpoint is not None:
-            body["checkpoint"] = msgspec.Raw(checkpoint)
+            body["checkpoint"], body["number"] = msgspec.Raw(checkpoint), number
             return _decode(await self._call(run, "heartbeat", body), Beat)
         patience = max(LEAST, min(PATIENCE, self._lease / PART))
         return _decode(await self._call(run, "heartbeat", body, patience), Beat)

@@ -69,7 +69,8 @@ class Link(Protocol):
 
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended: ...
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None) -> Beat: ...
+    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, number: int = 0) -> Beat:
+        """`number`: the checkpoint's, from 1."""
 
     async def finish(
         self,

@@ -186,6 +186,7 @@ class Session:
         self._refusal: StoreError | None = None
         self._rest: tuple[int | None, list[NewEvent]] | None = None
         self._saving = asyncio.Lock()
+        self._saves = 0
         self._away = False
         self._outbox = Outbox(self._append, self._why_stopped)
         self._began = asyncio.get_running_loop().time()
@@ -385,7 +386,10 @@ class Session:
 
     async def _beat(self, checkpoint: bytes | None) -> None:
         job = self.job
-        beat = await self._insist(lambda: self._link.heartbeat(job.run, job.fence, checkpoint))
+        if checkpoint is not None:
+            self._saves += 1
+        number = self._saves
+        beat = await self._insist(lambda: self._link.heartbeat(job.run, job.fence, checkpoint, number))
         if beat.cancel:
             self.stop(Reason.CANCELLED)
 

@@ -147,8 +147,8 @@ class StoreLink:
     async def append(self, run: str, fence: int, batch: int, events: Sequence[NewEvent]) -> Appended:
         return await self._store.append(run, fence, batch, events)
 
-    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None) -> Beat:
-        return await self._store.heartbeat(run, fence, checkpoint, self._lease)
+    async def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, number: int = 0) -> Beat:
+        return await self._store.heartbeat(run, fence, checkpoint, self._lease, number=number or None)
 
     async def finish(
         self,

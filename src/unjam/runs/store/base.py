@@ -192,9 +192,11 @@ class Store(Protocol):
         checkpoint: bytes | None = None,
         lease: float = LEASE,
         version: str | None = None,
+        number: int | None = None,
     ) -> Beat:
         """A sign of life, and how far it has come. `version`: the one that works on it, for owners who learn that after
-        the claim: the run is pinned to it unless it has a pin. Raises Fenced, TooLarge."""
+        the claim: the run is pinned to it unless it has a pin. `number` numbers the checkpoints of one owner: one that
+        isn't above the last has come late, and takes no later one's place. Raises Fenced, TooLarge."""
 
     async def finish(
         self,

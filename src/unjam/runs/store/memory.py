@@ -142,12 +142,14 @@ class MemoryStore(Book):
         checkpoint: bytes | None = None,
         lease: float = LEASE,
         version: str | None = None,
+        number: int | None = None,
     ) -> Beat:
         check_size(checkpoint)
         held = self._owned(run, fence)
-        if checkpoint is not None:
+        if checkpoint is not None and (number is None or (fence, number) > held.saved):
             self._make_room(len(checkpoint) - len(held.checkpoint or b""))
             self._keep_checkpoint(held, checkpoint)
+            held.saved = (fence, number or 0)
         if held.run.version is None:
             held.run.version = version
         self._lend(held, lease)

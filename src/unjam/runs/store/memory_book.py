@@ -52,8 +52,8 @@ Key = tuple[str, str, str]
 @dataclass(slots=True)
 class Held:
     """A run and all that belongs to it. `order`: number of its creation. `why`: reason of its next attempt. `length`:
-    of its lease. `sent`: bytes of its inputs. `settled_by`: fence whose `finish` ended it. `dropped`: payloads and log
-    are gone."""
+    of its lease. `sent`: bytes of its inputs. `settled_by`: fence whose `finish` ended it. `saved`: fence and
+    number of the last checkpoint. `dropped`: payloads and log are gone."""
 
     run: Run
     input: bytes
@@ -71,6 +71,7 @@ class Held:
     settled_by: int | None = None
     batch: int = 0
     appended: tuple[int, int] = (0, 0)
+    saved: tuple[int, int] = (0, 0)
     length: float = LEASE
     size: int = 0
     dropped: bool = False

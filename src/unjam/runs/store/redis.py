@@ -163,11 +163,13 @@ class RedisStore(Scripts):
         checkpoint: bytes | None = None,
         lease: float = LEASE,
         version: str | None = None,
+        number: int | None = None,
     ) -> Beat:
         check_size(checkpoint)
         reply = await self._owned(
             run, "heartbeat" if checkpoint is None else "save", fence, ms(lease), *optional(checkpoint),
-            *(() if version is None else (version,)), bulk=len(checkpoint or b"") > BULK,
+            "" if number is None else number, *(() if version is None else (version,)),
+            bulk=len(checkpoint or b"") > BULK,
         )  # fmt: skip
         return Beat(reply[1] is not None, reply[2])
 

@@ -164,9 +164,10 @@ class SqliteStore(OwnedStore):
         checkpoint: bytes | None = None,
         lease: float = LEASE,
         version: str | None = None,
+        number: int | None = None,
     ) -> Beat:
         check_size(checkpoint)
-        return await self._write(self._ledger.heartbeat, run, fence, checkpoint, lease, version, firm=False)
+        return await self._write(self._ledger.heartbeat, run, fence, checkpoint, lease, version, number, firm=False)
 
     async def finish(
         self,

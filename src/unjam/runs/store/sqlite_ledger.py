@@ -139,11 +139,14 @@ class Ledger(State):
         self._extend(live, self._lent[run][1])
         return Appended(live.batch_first, live.run.seq, live.run.cancel_requested)
 
-    def heartbeat(self, run: str, fence: int, checkpoint: bytes | None, lease: float, version: str | None) -> Beat:
+    def heartbeat(
+        self, run: str, fence: int, checkpoint: bytes | None, lease: float, version: str | None, number: int | None
+    ) -> Beat:
         live = self._owned(run, fence)
-        if checkpoint is not None:
+        if checkpoint is not None and (number is None or (fence, number) > live.saved):
             self._touch(live)
             self._keep(live, checkpoint)
+            live.saved = (fence, number or 0)
         if version is not None and live.run.version is None:
             self._touch(live)
             self._pin(live, version)

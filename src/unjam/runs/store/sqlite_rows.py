@@ -37,8 +37,8 @@ class Live:
     `windowed`: it is in its queue's window. `input`: kept while that is short and the run waits."""
 
     __slots__ = (
-        "batch", "batch_first", "checkpoint_seq", "closer", "dead", "input", "no", "place", "reason", "run", "sent",
-        "shown", "windowed",
+        "batch", "batch_first", "checkpoint_seq", "closer", "dead", "input", "no", "place", "reason", "run", "saved",
+        "sent", "shown", "windowed",
     )  # fmt: skip
 
     def __init__(self, no: int, run: Run) -> None:
@@ -53,6 +53,8 @@ class Live:
         self.batch_first = 0
         self.shown = False
         self.sent = 0
+        #: Fence and number of the last checkpoint, as far as it came to this process.
+        self.saved = (0, 0)
         self.windowed = False
         self.input: bytes | None = None
 

@@ -203,7 +203,7 @@ class State:
         # fmt: off
         before = (
             copy.copy(live.run), live.place, live.reason, live.closer, live.dead, live.checkpoint_seq, live.batch,
-            live.batch_first, live.shown, live.sent, live.input, self._lent.get(live.run.id),
+            live.batch_first, live.shown, live.sent, live.input, live.saved, self._lent.get(live.run.id),
         )
         # fmt: on
         self._journal.append((live, before))
@@ -219,7 +219,7 @@ class State:
         # fmt: off
         (
             live.run, live.place, live.reason, live.closer, live.dead, live.checkpoint_seq, live.batch,
-            live.batch_first, live.shown, live.sent, live.input, lent,
+            live.batch_first, live.shown, live.sent, live.input, live.saved, lent,
         ) = before
         # fmt: on
         if live.run.status != status:
