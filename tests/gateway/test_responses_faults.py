@@ -285,7 +285,10 @@ async def test_what_is_passed_on_is_not_taken_apart_and_what_is_kept_is_bounded(
         finally:
             tracemalloc.stop()
         for odd in (b'{"background": true, "model": "auditor", "input": 1e999}', b'{"background":true,"model":"\xff"}'):
-            assert (await api.wire.post("/v1/responses", odd)).status == 400
+            assert (await api.wire.post("/v1/responses", odd, "Content-Type: application/json\r\n")).status == 400
+        # What pages of other sites can send without asking makes no runs.
+        body = b'{"background": true, "model": "auditor", "input": "x"}'
+        assert (await api.wire.post("/v1/responses", body, "Content-Type: text/plain\r\n")).status == 415
         for odd in (b'{"background": "true"}', b"[true]", b"{", b'{"background": true'):
             assert (await api.wire.post("/v1/responses", odd)).body == b"ok"
     await answered.stop()

@@ -116,6 +116,7 @@ class Responses:
             return None
         if len(content) > (most := self._durable.limits.max_input + AROUND):
             raise Refused(413, "payload_too_large", f"A request in the background may have {most} bytes.")
+        shapes.check_media_type(exchange)
         asked = _request(content)
         if asked.get("store") is False:
             raise Refused(400, "bad_body", "background needs store: what isn't kept can't be retrieved.")

@@ -307,9 +307,8 @@ def read(exchange: LocalExchange, decoder: msgspec.json.Decoder[T], optional: bo
     content = exchange.content
     if not content and optional:
         content = b"{}"
-    elif _media_type(exchange) != b"application/json":
-        # Also keeps out what pages of other sites can send without asking.
-        raise Refused(415, "not_json", "Send the body as JSON, with Content-Type: application/json.")
+    else:
+        check_media_type(exchange)
     try:
         if not content.isascii():
             content.decode()
@@ -322,9 +321,11 @@ def read(exchange: LocalExchange, decoder: msgspec.json.Decoder[T], optional: bo
         raise Refused(400, "bad_json", "The JSON of the body is nested too deeply.") from None
 
 
-def _media_type(exchange: LocalExchange) -> bytes:
+def check_media_type(exchange: LocalExchange) -> None:
+    """Also keeps out what pages of other sites can send without asking. Raises `Refused`."""
     value = exchange.head.get(b"content-type") or b""
-    return value.partition(b";")[0].strip().lower()
+    if value.partition(b";")[0].strip().lower() != b"application/json":
+        raise Refused(415, "not_json", "Send the body as JSON, with Content-Type: application/json.")
 
 
 def payload(given: Raw | UnsetType, most: int, what: str) -> bytes:
