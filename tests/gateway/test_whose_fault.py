@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import h11
 
@@ -127,10 +128,11 @@ async def test_an_agent_that_gives_up_on_slow_readers_is_not_to_blame() -> None:
     agent = await Agent(gives_up).start()
     async with gateway(agent, config=config(agent)) as gw:
         wire = await gw.connect()
+        began = monotonic()
         await wire.send(GET)
         await full.wait()
         await until(lambda: any(client.write_paused for client in gw.gateway.clients))
-        await asyncio.sleep(1.2)  # most of the time that it lasts
+        await asyncio.sleep(1.0 + 3 * (monotonic() - began))  # most of the time that it lasts
         enough.set()
         assert len(await wire.closed()) > 100 << 10
         await gw.settled()

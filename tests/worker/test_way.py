@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.clocks import Awake
 from tests.runs.redis_faults import Proxy
 from unjam.runs.store.memory import MemoryStore
 from unjam.worker import Run, Worker
@@ -87,7 +88,7 @@ async def test_a_refusal_that_does_not_pass_ends_the_run(monkeypatch: pytest.Mon
 @in_loop
 async def test_a_way_that_forgets_its_connections_costs_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unjam.worker.http_link.LEAST", 0.05)
-    store = MemoryStore()
+    store = MemoryStore(monotonic=Awake(0.08))
     async with api(store, lease=1.2) as server, Way(server.port) as way:
         worker = Worker(f"http://127.0.0.1:{way.port}", service="auditor", slots=3)
         go = asyncio.Event()
