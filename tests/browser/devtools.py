@@ -96,8 +96,10 @@ async def chromium(folder: Path) -> AsyncIterator[Page]:
                 assert browser.returncode is None, (folder / "chromium.txt").read_text()
                 await asyncio.sleep(0.05)
         port = where.read_text().splitlines()[0]
-        targets = await asyncio.to_thread(_read, f"http://127.0.0.1:{port}/json")
-        (target,) = [each for each in targets if each["type"] == "page"]
+        async with asyncio.timeout(PATIENCE):
+            while not (found := [each for each in await asyncio.to_thread(_read, port) if each["type"] == "page"]):
+                await asyncio.sleep(0.05)
+        (target,) = found
         async with websockets.connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
             page = Page(socket)
             await page.call("Page.enable")
@@ -108,6 +110,6 @@ async def chromium(folder: Path) -> AsyncIterator[Page]:
         await browser.wait()
 
 
-def _read(url: str) -> Any:
-    with urlopen(url, timeout=PATIENCE) as answer:
+def _read(port: str) -> Any:
+    with urlopen(f"http://127.0.0.1:{port}/json", timeout=PATIENCE) as answer:
         return json.loads(answer.read())

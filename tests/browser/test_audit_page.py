@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from benchmarks.common.procs import free_port
@@ -27,6 +28,16 @@ def configure(folder: Path, listen: int, pages: int) -> None:
     (folder / "unjam.yaml").write_text(f"admin: off\n{text}".replace("runs: on", "runs: {lease: 3s}"), encoding="utf-8")
 
 
+@asynccontextmanager
+async def file_server(port: int) -> AsyncIterator[None]:
+    """Serves the page, from before the gateway is asked for it."""
+    folder = str(ROOT / "examples" / "browser")
+    command = ("-u", "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder)
+    async with process(*command) as running:
+        await running.says("Serving HTTP")
+        yield
+
+
 @in_loop
 async def test_the_page_survives_a_reload_a_new_gateway_and_the_death_of_its_worker(tmp_path: Path) -> None:
     make = (str(ROOT / "examples" / "make_pdf.py"), "ledger.pdf", "--pages", str(PAGES))
@@ -36,9 +47,8 @@ async def test_the_page_survives_a_reload_a_new_gateway_and_the_death_of_its_wor
     listen, files = free_port(), free_port()
     configure(tmp_path, listen, files)
     audit = (str(ROOT / "examples" / "audit_worker.py"), f"http://127.0.0.1:{listen}", "--pace", "0.12", "--slots", "1")
-    folder = str(ROOT / "examples" / "browser")
     async with (
-        process("-m", "http.server", str(files), "--bind", "127.0.0.1", "--directory", folder),
+        file_server(files),
         chromium(tmp_path) as page,
         AsyncExitStack() as stack,
     ):
@@ -77,10 +87,9 @@ async def test_the_page_survives_a_reload_a_new_gateway_and_the_death_of_its_wor
 async def test_the_page_leaves_what_is_forgotten_and_what_was_begun_before(tmp_path: Path) -> None:
     listen, files = free_port(), free_port()
     configure(tmp_path, listen, files)
-    folder = str(ROOT / "examples" / "browser")
     called = "(path, method) => fetch(path, {method}).then(answer => answer.status)"
     async with (
-        process("-m", "http.server", str(files), "--bind", "127.0.0.1", "--directory", folder),
+        file_server(files),
         chromium(tmp_path) as page,
     ):
         async with served(cwd=tmp_path) as (first, _):
