@@ -422,3 +422,16 @@ async def test_a_list_reads_whole_only_what_it_shows(shared: Server, prefix: str
         with shared.client() as client:
             counts = client.info("commandstats")
         assert counts["cmdstat_hgetall"]["calls"] == 1
+
+
+@in_loop
+async def test_of_many_dead_runs_only_those_shown_are_read(shared: Server, prefix: str) -> None:
+    async with Opened(shared.url(prefix=prefix)) as store:
+        made = [(await store.create(new_run(service=name)))[0].id for name in ["auditor"] + ["other"] * 450]
+        with shared.client() as client:
+            client.zadd(f"{prefix}{{all}}:dead", {run: place for place, run in enumerate(made)})
+        shared.ask("CONFIG", "RESETSTAT")
+        assert [run.id for run in await store.dead(limit=3)] == made[:-4:-1]
+        assert [run.id for run in await store.dead("auditor")] == made[:1]
+        with shared.client() as client:
+            assert client.info("commandstats")["cmdstat_hgetall"]["calls"] == 4
