@@ -30,7 +30,7 @@ def test_it_says_what_it_works_on_and_what_waits(start: Any) -> None:
         return dict(httpx.get(f"{agent.url}/.well-known/unjam/load").json())
 
     with ThreadPoolExecutor() as threads:
-        burning = [threads.submit(httpx.get, f"{agent.url}/burn?seconds=0.6", timeout=30) for _ in range(2)]
+        burning = [threads.submit(httpx.get, f"{agent.url}/burn?seconds=2", timeout=60) for _ in range(2)]
         until(lambda: (load()["in_flight"], load()["waiting"]) == (2, 1))
         assert sorted(each.result().json()["rounds"] > 0 for each in burning) == [True, True]
     until(lambda: (load()["in_flight"], load()["waiting"]) == (0, 0))
@@ -39,7 +39,7 @@ def test_it_says_what_it_works_on_and_what_waits(start: Any) -> None:
 def test_it_says_what_its_work_takes_of_the_machine(start: Any) -> None:
     agent = start("asgi_agent.py")
     with ThreadPoolExecutor() as threads:
-        burning = threads.submit(httpx.get, f"{agent.url}/burn?seconds=2.5", timeout=60)
+        burning = threads.submit(httpx.get, f"{agent.url}/burn?seconds=5", timeout=60)
 
         def busy() -> dict[str, Any] | None:
             answer = httpx.get(f"{agent.url}/burn?seconds=0")
