@@ -91,14 +91,15 @@ def pss_bytes(pids: Sequence[int]) -> int:
     return total
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody holds, and that the system gives to nobody else for the next minute.
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """A port nobody holds, and that the system gives to nobody else for the next minute. `port`: this one, which was a
+    server's. Raises OSError when it still is.
 
     It is left in TIME_WAIT: the system picks no such port for a socket that asks for any, but a server that asks for it
     by number with SO_REUSEADDR, as servers do, gets it. Who connects to it meanwhile is refused.
     """
-    with socket.create_server((host, 0)) as listener:
-        port: int = listener.getsockname()[1]
+    with socket.create_server((host, port)) as listener:
+        port = listener.getsockname()[1]
         with socket.create_connection((host, port)):
             listener.accept()[0].close()  # the end that closes first is the one that waits
         return port

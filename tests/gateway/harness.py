@@ -17,6 +17,7 @@ from typing import Any
 
 import h11
 import uvloop
+from benchmarks.common.procs import free_port
 
 from unjam.config import from_urls, parse
 from unjam.gateway.server import Server
@@ -137,6 +138,12 @@ class Agent:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(5 if self.port else 0):
+            try:
+                free_port(port=self.port)  # whoever asks for any is not given one that a test takes for dead
+                break
+            except OSError:
+                await asyncio.sleep(0)  # it is closed at the end of a turn
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
