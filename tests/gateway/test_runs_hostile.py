@@ -319,6 +319,21 @@ async def test_bodies_under_way_cost_a_bounded_amount_and_small_ones_get_in() ->
 
 
 @in_loop
+async def test_a_body_whose_request_is_refused_on_its_way_to_its_service_counts_no_longer() -> None:
+    agent = await Agent(says_its_target).start()
+    b = f"  b: {{match: {{path: /b}}, versions: {{v1: {{endpoints: ['{agent.url}']}}}}}}\n"
+    async with gateway(agent, config=keys(some="b") + by_path(agent) + b) as running:
+        wire, body = await running.connect(), b'{"input": "%b"}' % (b"x" * 200_000)
+        key = "Authorization: Bearer key-of-some\r\n"
+        assert (await wire.post("/v1/responses", body, key)).status == 403
+        assert not running.gateway.intake.size
+    async with gateway(agent, config=by_path(agent)) as running:
+        wire = await running.connect()
+        assert (await wire.post("/v1/responses", body, "x-unjam-lane: none\r\n")).status == 400
+        assert not running.gateway.intake.size
+
+
+@in_loop
 async def test_messages_under_way_count_among_them() -> None:
     async with runs_gateway() as running:
         intake = running.gateway.intake

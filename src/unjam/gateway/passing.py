@@ -33,12 +33,12 @@ def pass_on(local: LocalExchange, keep: bool) -> None:
     except Malformed as error:
         raise Refused(error.status, error.reason, error.detail) from None
     content, local.state = local.content, ENDED
+    gateway.intake.done(local)  # from here on `Passed` counts it, if anybody has it
     if found is None:  # answered
         client.exchange_ended(True)
         return
     exchange: Exchange | LocalExchange = found
     exchange.body = Passed(gateway.intake, content) if content else []
-    gateway.intake.done(local)
     exchange.bytes_in = len(content)
     client.exchange = found
     if exchange.state != INSPECTING or gateway.inspected(found, True):
