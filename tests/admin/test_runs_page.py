@@ -80,6 +80,9 @@ def test_lists_are_narrowed_and_leafed_through() -> None:
     assert "/runs?status=failed" in links(html), "any service"
     assert "newest" not in Reader(html).text
     assert ("a", {"href": "/runs?service=a%26b&status=failed", "aria-current": "page"}) in Reader(html).tags
+    assert "/runs?status=failed&service=a%26b&refresh=0" in links(html), "the same, without refreshing"
+    paused = runs_page.render_list([row()], {"status": "failed", "service": "a&b"}, ID, 0, NOW)
+    assert links(paused).count("/runs?status=failed&service=a%26b") == 1, "and with"
     last = runs_page.render_list([row()], {"before": ID}, None, 5, NOW)
     assert "newest" in Reader(last).text
     assert "older" not in Reader(last).text

@@ -52,7 +52,7 @@ def render_list(rows: Sequence[Row], asked: Mapping[str, str], older: str | None
         frame.begin("unjam: runs", refresh, (), True, "/runs")
         + f'<section class="card"><div class="head"><h2>Runs</h2><span class="tabs">{tabs}</span>{narrowed}</div>'
         f'<div class="version">{body}<p class="tabs">{"".join(pages)}</p></div></section>'
-        + frame.end(refresh, _list({**asked, "refresh": "0"}), _list(asked))
+        + frame.end(refresh, _address({**asked, "refresh": "0"}), _address(asked))
     )
 
 
@@ -206,7 +206,11 @@ def _without(asked: Mapping[str, str], key: str = "") -> dict[str, str]:
 
 def _list(query: Mapping[str, str]) -> str:
     """Address of a list, for an attribute."""
-    return escape(f"/runs?{urlencode(query)}" if query else "/runs")
+    return escape(_address(query))
+
+
+def _address(query: Mapping[str, str]) -> str:
+    return f"/runs?{urlencode(query)}" if query else "/runs"
 
 
 def _said(value: Any) -> str:
