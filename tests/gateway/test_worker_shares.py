@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from itertools import accumulate
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -161,6 +162,29 @@ async def test_who_waits_for_a_busy_version_goes_on_when_that_has_begun_its_own(
         await client.create()
         status, found = await old.read("POST", "/v1/workers/claim")
         assert (status, found["run"]["version"]) == (200, "v7")
+
+
+@in_loop
+async def test_the_end_of_a_long_run_is_no_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = 0.0
+    monkeypatch.setattr("unjam.gateway.workers.monotonic", lambda: monotonic() + late)
+    async with runs_gateway(services=SPLIT) as running:
+        old, new, client = [await Api.connect(running) for _ in range(3)]
+        assert await claim(old, "old", version="v7") is None
+        for _ in range(5):
+            await client.create()
+        held = [(new, await claim(new, "new", version="v8", slots=1))]
+        held.append((old, await claim(old, "old", version="v7", slots=1)))
+        for seconds in (10.0, 20.0, 30.0):
+            late = seconds
+            for api, each in held:
+                beat = f"/v1/runs/{each['run']['id']}/heartbeat"
+                assert (await api.call("POST", beat, {"fence": each["fence"]}))[0] == 200
+        for api, each in held:
+            await finish(api, each)
+        # That v8 has had its share is not forgotten because v7 asks first, before v8 could.
+        assert await claim(old, "old", version="v7", slots=1) is not None
+        assert await claim(new, "new", version="v8", slots=1) is None
 
 
 @in_loop

@@ -8,8 +8,8 @@ An open breaker gives its version's workers nothing; while it ramps back, at mos
 least. A version without a healthy endpoint is down for requests only: its workers go on.
 
 Where workers of several versions ask for the runs of a lane, the versions' weights divide them (`turns`). A version
-takes part while one of its workers asks, has asked until a moment ago, or is at work with all its slots: nobody waits
-for one that isn't there.
+takes part while one of its workers asks, has asked until a moment ago (or has been about to), or is at work with all
+its slots: nobody waits for one that isn't there.
 """
 
 from __future__ import annotations

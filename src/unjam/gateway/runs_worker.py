@@ -243,7 +243,7 @@ class WorkerApi:
         except ValueError as problem:
             raise _bad_batch() from problem
         exchange.service = settled.run.service
-        self._durable.workers.ended(settled.run)
+        self._durable.workers.ended(settled.run, finished=True)
         return shapes.json(shapes.SettledView(shapes.view(settled.run), settled.changed))
 
     @guarded

@@ -44,6 +44,8 @@ LATE: Final = 3.0
 #: Seconds for which a worker that was announced is known without another word, and after which it is told again.
 KNOWN: Final = 15.0
 TOLD: Final = 5.0
+#: Seconds that a worker has, after a run, to ask for the next before its version may be taken to be gone.
+SOON: Final = 1.0
 #: Errors by which a worker says that the run's input is what was wrong.
 CLIENT_FAULTS: Final = frozenset({"bad_input", "bad_request"})
 CLIENT_FAULT: Final = "invalid_"
@@ -257,11 +259,17 @@ class Workers:
         lease = self._core.start(known, f"RUN s{size_class(None)}", run.lane, run.tenant, now)
         self._grants[run_id] = _Grant(run, lease, now + self._durable.limits.lease + LATE)
 
-    def ended(self, run: Run) -> None:
-        """The run has ended: by its worker's word, a hand-back or a sweep."""
+    def ended(self, run: Run, finished: bool = False) -> None:
+        """The run has ended: by its worker's word (`finished`), a hand-back or a sweep."""
         grant = self._grants.get(run.id)
         if grant is not None:
-            self._end(run.id, outcome_of(run, grant.attempt, grant.fence), monotonic())
+            now = monotonic()
+            if finished:
+                # However long it ran, its version is there: it would lose its turn, or get one too many, in between.
+                worker = grant.lease.endpoint
+                assert isinstance(worker, Worker)
+                worker.asked = max(worker.asked, now - self.silence + min(SOON, self.silence))
+            self._end(run.id, outcome_of(run, grant.attempt, grant.fence), now)
 
     def lost(self, run: str, fence: int) -> None:
         """A call about it was refused: ask soon what became of it."""
