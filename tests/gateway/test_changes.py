@@ -463,6 +463,29 @@ async def test_what_could_not_be_kept_is_kept_when_the_place_is_back(shared: Sha
 
 
 @in_loop
+async def test_what_could_not_be_kept_waits_until_what_others_decided_is_known(shared: Shared) -> None:
+    asked, answered, since = asyncio.Event(), asyncio.Event(), shared.since
+
+    async def slowly(n: int) -> list[Change]:
+        found = await since(n)
+        asked.set()
+        await answered.wait()
+        return found
+
+    async with running(text(SHARED)) as (gw, admin):
+        shared.away = True
+        assert not (await admin.weigh(v8=20))["kept"]
+        shared.since = slowly  # type: ignore[method-assign]
+        shared.away = False
+        await shared.put(Change(key="weight/agent/v8", after={"weight": 5, "base": 10}, who="w", where="g"))
+        await asked.wait()
+        assert (await admin.weigh(v7=1))["kept"], "while it reads: so that it has to read once more"
+        answered.set()
+        await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 5)
+        assert [change.after["weight"] for change in shared._log] == [5, 1]
+
+
+@in_loop
 async def test_a_place_that_is_away_at_the_start_is_caught_up_with(shared: Shared) -> None:
     await shared.put(Change(key="weight/agent/v8", after={"weight": 20, "base": 10}, who="w", where="g"))
     shared.away = True
@@ -486,6 +509,22 @@ async def test_a_place_that_lost_its_data_is_followed_from_its_beginning(shared:
         later = time.time() + 1
         await shared.put(Change(key="weight/agent/v8", after={"weight": 77, "base": 10}, who="w", where="g", at=later))
         await until(lambda: gw.gateway.balancer.services["agent"].versions[1].weight == 77)
+
+
+@in_loop
+async def test_what_could_not_be_kept_is_kept_by_a_place_that_comes_back_with_less(shared: Shared) -> None:
+    async with running(text(SHARED)) as (_, admin), running(text(SHARED)) as (other, _):
+        for n in range(3):
+            await admin.weigh(v7=n)
+        await until(lambda: other.gateway.balancer.services["agent"].versions[0].weight == 2)
+        shared.away = True
+        assert not (await admin.weigh(v8=20))["kept"]
+        while len(shared._log) > 1:
+            shared._log.pop()
+        shared._values["weight/agent/v7"], shared._n = shared._log[0], 1
+        shared.away = False
+        await until(lambda: other.gateway.balancer.services["agent"].versions[1].weight == 20)
+        assert [change.key for change in shared._log] == ["weight/agent/v7", "weight/agent/v8"]
 
 
 @in_loop

@@ -330,7 +330,7 @@ class Changes:
             why = str(error) or f"no answer in {PATIENCE:g} s"
             self._away(why)
             if not isinstance(error, ValueError):  # the same would come again
-                self._owed.update((change.key, change) for change in changes)
+                self._owed.update((each.key, each) for each in changes if self._latest.get(each.key) is each)
             return why
         finally:
             self._writing -= 1
@@ -352,35 +352,39 @@ class Changes:
                     self._loaded = True
                     self._read = now
                     self._settle()
+                    known = True
                 else:
-                    await self._catch_up()
+                    known = await self._catch_up()
         except (KeptError, TimeoutError) as error:
             self._away(str(error) or f"no answer in {PATIENCE:g} s")
         except Exception:
             self._gateway.log.exception("fault", what="reading changes")
         else:
             self._back()
-            self._repay()
+            if known:
+                self._repay()
         finally:
             self._polling = False
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self) -> bool:
+        """Whether all that others had decided when it was asked for is known now."""
         writes, now = self._writes, monotonic()
         found = await self._kept.since(self._last)
         if self._writing or self._writes != writes:
-            return  # a write of ours may be later than what was read: once more, in the next turn
+            return False  # a write of ours may be later than what was read: once more, in the next turn
         end = found[-1].n if found else self._last
         lost = end < self._highest and len(found) < MOST
         if lost or (found and found[0].n != self._last + 1):
             # Longer away than the log goes back, or the place has lost data and counts anew.
             if lost:
-                self._latest = {key: replace(change, n=0) for key, change in self._latest.items()}
+                self._latest = {key: replace(each, n=0) if each.n else each for key, each in self._latest.items()}
             self._put_in_force(await self._kept.current())
-            return
+            return True
         for change in found:
             self._take(change, fresh=True)
         self._last = self._highest = end
         self._read = now
+        return len(found) < MOST
 
     def _repay(self) -> None:
         """The place is there: keep what could not be, as far as it is still what counts here."""
