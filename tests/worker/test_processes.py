@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +20,12 @@ from typer.main import get_command
 
 from unjam.cli.main import app
 from unjam.runs.store.memory import MemoryStore
+from unjam.worker import PlainRun
 from unjam.worker.__main__ import OPTIONS
+from unjam.worker.link import Job
+from unjam.worker.processes import Processes
+from unjam.worker.session import Session, Unbegun
+from unjam.worker.store_link import StoreLink
 
 from ..gateway.processes import Process, process
 from .api import api, until
@@ -278,6 +285,32 @@ async def test_a_worker_that_cannot_begin_a_run_hands_it_back_and_lets_others_ha
         (tmp_path / "pages.py").write_text(BREAKS)
         assert (await ended(store, run)).status == "completed"
         assert await result_of(store, run) == 1  # no attempt was charged before
+
+
+def nothing(run: PlainRun) -> None:
+    pass
+
+
+@pytest.mark.parametrize("had", range(4))  # one to start the process, and two with which it can be listened to
+@in_loop
+async def test_a_run_for_which_there_are_no_threads_is_not_begun(monkeypatch: pytest.MonkeyPatch, had: int) -> None:
+    job = Job(run="r", service="auditor", lane="fast", attempt=1, fence=1, input=b"null", checkpoint=None, lease=30.0)
+    pool = Processes(nothing)
+    session = Session(StoreLink(MemoryStore(), ["auditor"], "w"), job)
+    start = threading.Thread.start
+    left = had
+
+    def starts(thread: threading.Thread) -> None:
+        nonlocal left
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left -= 1
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", starts)
+        assert await pool.call(session) == Unbegun("no process can be started: can't start new thread")
+    await until(lambda: not multiprocessing.active_children())
 
 
 @in_loop

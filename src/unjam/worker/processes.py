@@ -124,14 +124,24 @@ class _Child:
         self.ended: asyncio.Future[Outcome]
 
     def attach(self) -> None:
-        """Call this on the loop on which its runs are."""
+        """Call this on the loop on which its runs are. Raises RuntimeError where there are no threads to be had; then it
+        ends."""
         self._loop = asyncio.get_running_loop()
         self.gone = asyncio.Event()
         #: It has found the function; or is gone.
         self.ready = asyncio.Event()
         # Threads: a process that is stopped within a message must not stop the worker's loop.
-        for work in (self._read, self._write, self._wait):
-            threading.Thread(target=work, daemon=True).start()
+        begun = 0
+        try:
+            # First who sees its end, which the others wait for.
+            for work in (self._wait, self._read, self._write):
+                threading.Thread(target=work, daemon=True).start()
+                begun += 1
+        except RuntimeError:
+            self.kill()
+            if not begun:
+                self._wait()
+            raise
 
     def begin(self, session: Session) -> None:
         self._session = session
@@ -268,7 +278,7 @@ class Processes:
         """A `Call`."""
         try:
             child = await self._take()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # of processes, and of threads, there may be no more
             return Unbegun(f"no process can be started: {error}")
         stopped = asyncio.create_task(session.stopped.wait())
         draining = asyncio.create_task(session.draining.wait())
