@@ -124,8 +124,8 @@ class _Child:
         self.ended: asyncio.Future[Outcome]
 
     def attach(self) -> None:
-        """Call this on the loop on which its runs are. Raises RuntimeError where there are no threads to be had; then it
-        ends."""
+        """Call this on the loop on which its runs are. Raises RuntimeError where there are no threads to be had; it has
+        ended then."""
         self._loop = asyncio.get_running_loop()
         self.gone = asyncio.Event()
         #: It has found the function; or is gone.
