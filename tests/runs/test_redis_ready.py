@@ -18,3 +18,11 @@ def test_kinds_of_claims_that_nobody_asks_for_are_forgotten() -> None:
             store._heads_of(Kind(frozenset(some), True, ("fast",), None, frozenset()))
             assert store._heads_of(used) is kept
     assert len(store._heads) <= 32
+
+
+def test_what_a_version_has_begun_is_not_looked_for_at_every_new_run() -> None:
+    store = RedisStore("redis+cluster://127.0.0.1:1")
+    for pinned, found in ((False, (0, 7)), (True, None)):
+        heads = store._heads_of(Kind(frozenset({"s"}), True, ("fast",), "v8", frozenset(), pinned))
+        heads.hint(True, "fast", "s", 7, 1.0)
+        assert heads.take() == found

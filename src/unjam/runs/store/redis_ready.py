@@ -92,6 +92,8 @@ class Heads:
 
     def hint(self, pull: bool, lane: str, service: str, part: int, place: float) -> None:
         kind = self.kind
+        if kind.pinned:
+            return  # hardly any is; to ask each partition in turn would take longer than a look at all of them
         if pull == kind.pull and service in kind.services and lane in kind.lanes:
             self.note(kind.lanes.index(lane), part, place)
 
