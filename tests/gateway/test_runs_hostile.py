@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
@@ -164,9 +165,11 @@ def test_a_preference_is_told_from_what_only_looks_like_one(value: bytes, wanted
 
 
 @asynccontextmanager
-async def rekeyed(**services: str) -> AsyncIterator[tuple[Running, Callable[..., Awaitable[None]]]]:
+async def rekeyed(
+    configured: str = SERVICES, **services: str
+) -> AsyncIterator[tuple[Running, Callable[..., Awaitable[None]]]]:
     """A gateway with these `keys`, and how to give it others."""
-    top = f"runs: on\nlisten: 127.0.0.1:0\nadmin: off\naccess_log: off\n{SERVICES}"
+    top = f"runs: on\nlisten: 127.0.0.1:0\nadmin: off\naccess_log: off\n{configured}"
     given = [keys(**services)]
 
     async def rekey(**services: str) -> None:
@@ -232,6 +235,36 @@ async def test_a_worker_whose_key_was_taken_away_while_it_waited_is_given_nothin
         assert answers[0][1]["run"]["id"] == run["id"]
         # Those that waited longer are woken first, told why they get nothing, and the run goes to who may have it.
         assert sorted(status for status, _ in answers[1:]) == [401, 403]
+
+
+@in_loop
+async def test_nor_one_that_waited_for_what_another_s_claim_came_to() -> None:
+    versions = "".join(f"      {name}: {{endpoints: ['http://127.0.0.1:9'], weight: 1}}\n" for name in ("v7", "v8"))
+    services = "services:\n  auditor:\n    match: {path: /a}\n    runs: {execute: pull}\n    versions:\n" + versions
+    async with rekeyed(services, me="", w="worker", x="worker") as (running, rekey):
+        durable = running.server.durable
+        api, w, x = [await Api.connect(running, f"key-of-{name}") for name in ("me", "w", "x")]
+        body = {"services": ["auditor"], "worker": "y", "version": "v8"}
+        assert (await w.call("POST", "/v1/workers/claim", body))[0] == 204
+        real, asked, answered = durable.store.claim, asyncio.Event(), asyncio.Event()
+
+        async def claim(*args: Any, **more: Any) -> Any:
+            found = await real(*args, **more)
+            asked.set()
+            await answered.wait()
+            return found
+
+        durable.store.claim = claim
+        await w.send("POST", "/v1/workers/claim", body | {"worker": "w", "version": "v7"})
+        await asked.wait()
+        await x.send("POST", "/v1/workers/claim", body | {"worker": "x", "version": "v7", "wait": 60})
+        await until(lambda: len(durable.workers.crossed))
+        run = await api.create()
+        await rekey(me="", w="worker")
+        answered.set()
+        assert (await w.read("POST", "/v1/workers/claim"))[0] == 204
+        assert (await x.read("POST", "/v1/workers/claim"))[0] == 401
+        assert (await w.call("POST", "/v1/workers/claim", body))[1]["run"]["id"] == run["id"]
 
 
 @in_loop
@@ -331,6 +364,34 @@ async def test_a_body_whose_request_is_refused_on_its_way_to_its_service_counts_
         wire = await running.connect()
         assert (await wire.post("/v1/responses", body, "x-unjam-lane: none\r\n")).status == 400
         assert not running.gateway.intake.size
+
+
+@in_loop
+async def test_small_bodies_of_answers_that_last_leave_room_for_large_ones() -> None:
+    last = asyncio.Event()
+
+    async def lasts(call: Call) -> None:
+        if len(call.seen.body) < 65536:
+            await call.start_events()
+            await last.wait()
+        else:
+            await call.answer()
+
+    agent = await Agent(lasts).start()
+    async with gateway(agent, config=by_path(agent)) as running:
+        running.gateway.intake.most = 150_000
+        for _ in range(3):
+            wire = await running.connect()
+            await wire.send(b"POST /v1/responses HTTP/1.1\r\nHost: t\r\nContent-Length: 60000\r\n\r\n" + b" " * 60_000)
+            await wire.reader.readuntil(b"\r\n\r\n")
+        large = [await running.connect() for _ in range(2)]
+        for wire in large:
+            await wire.send(b"POST /v1/responses HTTP/1.1\r\nHost: t\r\nContent-Length: 70001\r\n\r\n" + b" " * 70_000)
+        await until(lambda: running.gateway.intake.size == 140_000)
+        for wire in large:
+            await wire.send(b" ")
+            assert (await wire.answer("POST")).status == 200
+        last.set()
 
 
 @in_loop

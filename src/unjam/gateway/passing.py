@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from unjam.gateway.intake import Passed
+from unjam.gateway.intake import SMALL, Passed
 from unjam.gateway.local import LocalExchange, Refused
 from unjam.gateway.states import ENDED, INSPECTING
 from unjam.wire.errors import Malformed
@@ -38,7 +38,8 @@ def pass_on(local: LocalExchange, keep: bool) -> None:
         client.exchange_ended(True)
         return
     exchange: Exchange | LocalExchange = found
-    exchange.body = Passed(gateway.intake, content) if content else []
+    # A small one is kept for as long as the answer lasts; a large one until it is sent.
+    exchange.body = Passed(gateway.intake, content) if len(content) > SMALL else [content] if content else []
     exchange.bytes_in = len(content)
     client.exchange = found
     if exchange.state != INSPECTING or gateway.inspected(found, True):
