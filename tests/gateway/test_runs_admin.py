@@ -70,6 +70,7 @@ async def test_operators_list_show_cancel_and_requeue() -> None:
         api = await Api.connect(running)
         secret = "planted-in-the-input"
         lost = await api.create(given=secret, max_attempts=1)
+        await asyncio.sleep(0.002)  # of two runs of one millisecond either may be listed first
         waits = await api.create("other")
         claim = await api.claim()
         await api.emit(claim, 1, secret)
