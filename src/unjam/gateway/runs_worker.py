@@ -113,6 +113,7 @@ class WorkerApi:
                 if ask is None:
                     if monotonic() > until + AGAIN or not await self._crossed(exchange, asked.services):
                         return None
+                    self._check(exchange, asked.services)
                     continue
                 # In place before the question, so that nothing falls between. Who may have nothing takes nobody's hint.
                 waiter = ready.enter(dict.fromkeys(name for share in ask.shares for name in share.services), ask.kind)
